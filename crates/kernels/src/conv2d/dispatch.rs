@@ -1,0 +1,232 @@
+//! Which algorithm computes what.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient, winograd};
+use crate::gemm::{Simd, uninit};
+use crate::{Float, Result};
+
+/// The passes, for arguments that have been checked.
+pub trait Passes: Float {
+    /// The fastest algorithm for the shape.
+    fn choose(shape: &Conv2dShape) -> Algorithm;
+    /// The output.
+    fn forward(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        x: &[Self],
+        weight: &[Self],
+        bias: Option<&[Self]>,
+        y: &mut [Self],
+    ) -> Result<()>;
+    /// The gradient of the input.
+    fn backward_input(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        weight: &[Self],
+        grad_y: &[Self],
+        grad_x: &mut [Self],
+    ) -> Result<()>;
+    /// The gradient of the weight.
+    fn backward_weight(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        x: &[Self],
+        grad_y: &[Self],
+        grad_weight: &mut [Self],
+    ) -> Result<()>;
+    /// The output by the fastest algorithm, in a new vector.
+    fn forward_vec(shape: &Conv2dShape, x: &[Self], weight: &[Self], bias: Option<&[Self]>) -> Result<Vec<Self>> {
+        let mut y = vec![Self::ZERO; shape.output_len()];
+        Self::forward(Self::choose(shape), shape, x, weight, bias, &mut y)?;
+        Ok(y)
+    }
+    /// The gradient of the input by the fastest algorithm, in a new vector.
+    fn backward_input_vec(shape: &Conv2dShape, weight: &[Self], grad_y: &[Self]) -> Result<Vec<Self>> {
+        let mut grad_x = vec![Self::ZERO; shape.input_len()];
+        Self::backward_input(Self::choose(shape), shape, weight, grad_y, &mut grad_x)?;
+        Ok(grad_x)
+    }
+}
+
+/// A vector of `len` elements that `fill` writes.
+///
+/// # Safety
+/// `fill` writes every element.
+#[allow(unsafe_code, reason = "new memory is not cleared first, which would cost as much as a thin convolution")]
+unsafe fn written(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut elements = Vec::with_capacity(len);
+    fill(&mut elements.spare_capacity_mut()[..len]);
+    // SAFETY: the capacity is at least `len`, and `fill` has written the first `len` elements by contract.
+    unsafe { elements.set_len(len) };
+    elements
+}
+
+/// The algorithm of f32 passes.
+pub(super) fn choose(shape: &Conv2dShape, exact: bool) -> Algorithm {
+    if depthwise::applies(shape) && shape.in_channels > 1 {
+        Algorithm::Depthwise
+    } else if !exact && winograd::applies(shape) {
+        Algorithm::Winograd
+    } else {
+        Algorithm::Gemm
+    }
+}
+
+impl Passes for f32 {
+    fn choose(shape: &Conv2dShape) -> Algorithm {
+        Algorithm::choose(shape)
+    }
+
+    #[allow(unsafe_code, reason = "the matrix product writes its whole output")]
+    fn forward_vec(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Result<Vec<f32>> {
+        let algorithm = Self::choose(shape);
+        if algorithm == Algorithm::Gemm {
+            let fill = |y: &mut [MaybeUninit<f32>]| implicit::forward(Simd::detect(), shape, x, weight, bias, y);
+            // SAFETY: its blocks cover all rows and columns of every group and image.
+            return Ok(unsafe { written(shape.output_len(), fill) });
+        }
+        let mut y = vec![0.0; shape.output_len()];
+        Self::forward(algorithm, shape, x, weight, bias, &mut y)?;
+        Ok(y)
+    }
+
+    #[allow(unsafe_code, reason = "the matrix product writes its whole output")]
+    fn backward_input_vec(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]) -> Result<Vec<f32>> {
+        let algorithm = Self::choose(shape);
+        if algorithm == Algorithm::Gemm {
+            let fill = |grad_x: &mut [MaybeUninit<f32>]| {
+                input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, grad_x)
+            };
+            // SAFETY: the remainder classes cover all pixels, taps or no taps.
+            return Ok(unsafe { written(shape.input_len(), fill) });
+        }
+        let mut grad_x = vec![0.0; shape.input_len()];
+        Self::backward_input(algorithm, shape, weight, grad_y, &mut grad_x)?;
+        Ok(grad_x)
+    }
+
+    fn forward(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        x: &[f32],
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) -> Result<()> {
+        match algorithm {
+            Algorithm::Reference => reference::forward(shape, x, weight, bias, y),
+            Algorithm::Depthwise if depthwise::applies(shape) => depthwise::forward(shape, x, weight, bias, y),
+            Algorithm::Gemm => implicit::forward(Simd::detect(), shape, x, weight, bias, uninit(y)),
+            Algorithm::Winograd if winograd::applies(shape) => {
+                winograd::forward(shape, x, weight, y);
+                add_bias(shape, bias, y);
+            }
+            other => return Err(shape.not_for(other)),
+        }
+        Ok(())
+    }
+
+    fn backward_input(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        weight: &[f32],
+        grad_y: &[f32],
+        grad_x: &mut [f32],
+    ) -> Result<()> {
+        match algorithm {
+            Algorithm::Reference => reference::backward_input(shape, weight, grad_y, grad_x),
+            Algorithm::Depthwise if depthwise::applies(shape) => {
+                depthwise::backward_input(shape, weight, grad_y, grad_x);
+            }
+            Algorithm::Gemm => {
+                input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, uninit(grad_x));
+            }
+            Algorithm::Winograd if winograd::applies(shape) => {
+                winograd::backward_input(shape, weight, grad_y, grad_x);
+            }
+            other => return Err(shape.not_for(other)),
+        }
+        Ok(())
+    }
+
+    fn backward_weight(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        x: &[f32],
+        grad_y: &[f32],
+        grad_weight: &mut [f32],
+    ) -> Result<()> {
+        match algorithm {
+            Algorithm::Reference => reference::backward_weight(shape, x, grad_y, grad_weight),
+            Algorithm::Depthwise if depthwise::applies(shape) => {
+                depthwise::backward_weight(shape, x, grad_y, grad_weight);
+            }
+            Algorithm::Gemm => weight_gradient::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight),
+            Algorithm::Winograd if winograd::applies(shape) => {
+                winograd::backward_weight(shape, x, grad_y, grad_weight);
+            }
+            other => return Err(shape.not_for(other)),
+        }
+        Ok(())
+    }
+}
+
+impl Passes for f64 {
+    fn choose(_shape: &Conv2dShape) -> Algorithm {
+        Algorithm::Reference
+    }
+
+    fn forward(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        x: &[f64],
+        weight: &[f64],
+        bias: Option<&[f64]>,
+        y: &mut [f64],
+    ) -> Result<()> {
+        plain_only(algorithm, shape)?;
+        reference::forward(shape, x, weight, bias, y);
+        Ok(())
+    }
+
+    fn backward_input(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        weight: &[f64],
+        grad_y: &[f64],
+        grad_x: &mut [f64],
+    ) -> Result<()> {
+        plain_only(algorithm, shape)?;
+        reference::backward_input(shape, weight, grad_y, grad_x);
+        Ok(())
+    }
+
+    fn backward_weight(
+        algorithm: Algorithm,
+        shape: &Conv2dShape,
+        x: &[f64],
+        grad_y: &[f64],
+        grad_weight: &mut [f64],
+    ) -> Result<()> {
+        plain_only(algorithm, shape)?;
+        reference::backward_weight(shape, x, grad_y, grad_weight);
+        Ok(())
+    }
+}
+
+fn plain_only(algorithm: Algorithm, shape: &Conv2dShape) -> Result<()> {
+    if algorithm == Algorithm::Reference { Ok(()) } else { Err(shape.not_for(algorithm)) }
+}
+
+fn add_bias(shape: &Conv2dShape, bias: Option<&[f32]>, y: &mut [f32]) {
+    if let Some(bias) = bias {
+        let plane = shape.out_height() * shape.out_width();
+        y.par_chunks_mut(plane).enumerate().for_each(|(index, y)| {
+            let bias = bias[index % shape.out_channels];
+            y.iter_mut().for_each(|value| *value += bias);
+        });
+    }
+}

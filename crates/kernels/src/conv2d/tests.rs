@@ -1,0 +1,235 @@
+//! Every algorithm against the plain formula in f64.
+
+use dsd_random::Stream;
+
+use super::*;
+use crate::gemm::{Simd, uninit};
+
+/// The largest error of an f32 pass, relative to the largest value.
+const TOLERANCE: f64 = 3e-6;
+
+struct Setting {
+    input: [usize; 4],
+    out_channels: usize,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+    groups: usize,
+}
+
+impl Setting {
+    fn shape(&self) -> Conv2dShape {
+        let [batch, in_channels, in_height, in_width] = self.input;
+        let &Self { out_channels, kernel, stride, padding, dilation, groups, .. } = self;
+        Conv2dShape { batch, in_channels, in_height, in_width, out_channels, kernel, stride, padding, dilation, groups }
+    }
+}
+
+const fn setting(
+    input: [usize; 4],
+    out_channels: usize,
+    kernel: [usize; 2],
+    [stride, padding, dilation]: [[usize; 2]; 3],
+    groups: usize,
+) -> Setting {
+    Setting { input, out_channels, kernel, stride, padding, dilation, groups }
+}
+
+const SETTINGS: [Setting; 30] = [
+    setting([1, 1, 1, 1], 1, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([2, 3, 7, 9], 5, [3, 3], [[1, 1], [1, 1], [1, 1]], 1),
+    setting([1, 3, 23, 31], 17, [7, 7], [[2, 2], [3, 3], [1, 1]], 1),
+    setting([2, 17, 13, 19], 7, [3, 3], [[2, 2], [1, 1], [1, 1]], 1),
+    setting([2, 17, 12, 18], 7, [3, 3], [[2, 2], [1, 1], [1, 1]], 1),
+    setting([2, 5, 14, 11], 9, [3, 3], [[3, 3], [0, 2], [1, 1]], 1),
+    setting([1, 4, 16, 15], 6, [3, 3], [[1, 1], [2, 2], [2, 2]], 1),
+    setting([2, 6, 17, 20], 8, [3, 3], [[1, 1], [4, 4], [4, 4]], 1),
+    setting([2, 8, 10, 21], 8, [5, 1], [[1, 1], [2, 0], [1, 1]], 1),
+    setting([2, 8, 10, 21], 8, [1, 5], [[1, 1], [0, 2], [1, 1]], 1),
+    setting([1, 4, 12, 14], 12, [2, 2], [[2, 2], [0, 0], [1, 1]], 1),
+    setting([3, 33, 5, 7], 20, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([2, 300, 3, 5], 40, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([5, 40, 2, 2], 70, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([2, 9, 11, 8], 10, [1, 1], [[2, 2], [0, 0], [1, 1]], 1),
+    setting([2, 9, 11, 8], 10, [1, 1], [[2, 3], [1, 0], [1, 1]], 1),
+    setting([1, 3, 9, 17], 4, [4, 3], [[3, 2], [2, 1], [1, 2]], 1),
+    setting([1, 2, 20, 9], 3, [3, 2], [[2, 1], [1, 0], [3, 2]], 1),
+    setting([2, 2, 5, 5], 3, [2, 2], [[1, 1], [3, 3], [1, 1]], 1),
+    setting([1, 2, 9, 9], 3, [2, 3], [[4, 5], [0, 1], [1, 1]], 1),
+    setting([2, 6, 9, 10], 9, [3, 3], [[1, 1], [1, 1], [1, 1]], 3),
+    setting([2, 8, 9, 10], 8, [3, 3], [[2, 2], [1, 1], [1, 1]], 2),
+    setting([2, 5, 9, 10], 5, [3, 3], [[1, 1], [1, 1], [1, 1]], 5),
+    setting([2, 5, 9, 11], 5, [3, 3], [[2, 2], [1, 1], [1, 1]], 5),
+    setting([1, 4, 13, 9], 8, [3, 3], [[1, 1], [2, 2], [2, 2]], 4),
+    setting([1, 3, 8, 19], 3, [5, 3], [[1, 2], [2, 0], [1, 1]], 3),
+    setting([2, 3, 8, 9], 3, [1, 1], [[1, 1], [0, 0], [1, 1]], 3),
+    setting([1, 3, 3, 4], 6, [3, 4], [[1, 1], [0, 0], [1, 1]], 3),
+    setting([4, 2, 40, 50], 3, [3, 3], [[1, 1], [1, 1], [1, 1]], 1),
+    setting([1, 70, 6, 6], 260, [3, 3], [[1, 1], [0, 0], [1, 1]], 1),
+];
+
+fn draw(stream: &mut Stream, len: usize) -> (Vec<f32>, Vec<f64>) {
+    let narrow: Vec<f32> = (0..len).map(|_| stream.normal() as f32).collect();
+    let wide = narrow.iter().map(|&value| f64::from(value)).collect();
+    (narrow, wide)
+}
+
+#[track_caller]
+fn assert_close(what: &str, shape: &Conv2dShape, got: &[f32], expected: &[f64]) {
+    let scale = expected.iter().fold(1e-3f64, |max, value| max.max(value.abs()));
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(*got) - expected).abs() / scale;
+        assert!(error <= TOLERANCE, "{what}, {shape:?}: element {index} is {got}, expected {expected}");
+    }
+}
+
+/// All passes of one implementation: (y, grad_x, grad_weight); the outputs start as rubbish.
+type Passes<'a> = dyn Fn(&Conv2dShape, &Data, &mut [f32], &mut [f32], &mut [f32]) + 'a;
+
+struct Data {
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    grad_y: Vec<f32>,
+}
+
+fn check(what: &str, passes: &Passes<'_>, takes: impl Fn(&Conv2dShape) -> bool) -> usize {
+    let mut count = 0;
+    for (index, setting) in SETTINGS.iter().enumerate() {
+        let shape = setting.shape();
+        shape.check().unwrap();
+        if !takes(&shape) {
+            continue;
+        }
+        count += 1;
+        let mut stream = Stream::new(3, "conv2d", 0, index as u64);
+        let (x, wide_x) = draw(&mut stream, shape.input_len());
+        let (weight, wide_weight) = draw(&mut stream, shape.weight_len());
+        let (bias, wide_bias) = draw(&mut stream, shape.out_channels);
+        let (grad_y, wide_grad_y) = draw(&mut stream, shape.output_len());
+        let (mut y, mut grad_x) = (vec![f32::NAN; shape.output_len()], vec![f32::NAN; shape.input_len()]);
+        let mut grad_weight = vec![f32::NAN; shape.weight_len()];
+        passes(&shape, &Data { x, weight, bias, grad_y }, &mut y, &mut grad_x, &mut grad_weight);
+        let mut expected = vec![f64::NAN; y.len()];
+        forward(&shape, &wide_x, &wide_weight, Some(&wide_bias), &mut expected).unwrap();
+        assert_close(&format!("{what} forward"), &shape, &y, &expected);
+        let mut expected = vec![f64::NAN; grad_x.len()];
+        backward_input(&shape, &wide_weight, &wide_grad_y, &mut expected).unwrap();
+        assert_close(&format!("{what} backward_input"), &shape, &grad_x, &expected);
+        let mut expected = vec![f64::NAN; grad_weight.len()];
+        backward_weight(&shape, &wide_x, &wide_grad_y, &mut expected).unwrap();
+        assert_close(&format!("{what} backward_weight"), &shape, &grad_weight, &expected);
+    }
+    count
+}
+
+fn by_algorithm(algorithm: Algorithm) -> impl Fn(&Conv2dShape, &Data, &mut [f32], &mut [f32], &mut [f32]) {
+    move |shape, data, y, grad_x, grad_weight| {
+        forward_with(algorithm, shape, &data.x, &data.weight, Some(&data.bias), y).unwrap();
+        backward_input_with(algorithm, shape, &data.weight, &data.grad_y, grad_x).unwrap();
+        backward_weight_with(algorithm, shape, &data.x, &data.grad_y, grad_weight).unwrap();
+    }
+}
+
+#[test]
+fn the_f32_formula_agrees_with_f64() {
+    assert_eq!(check("reference", &by_algorithm(Algorithm::Reference), |_| true), SETTINGS.len());
+}
+
+#[test]
+fn matrix_products_agree_with_the_formula() {
+    assert_eq!(check("gemm", &by_algorithm(Algorithm::Gemm), |_| true), SETTINGS.len());
+}
+
+#[test]
+fn portable_matrix_products_agree_with_the_formula() {
+    let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
+        implicit::forward(Simd::Portable, shape, &data.x, &data.weight, Some(&data.bias), uninit(y));
+        input_gradient::backward_input(Simd::Portable, shape, &data.weight, &data.grad_y, uninit(grad_x));
+        weight_gradient::backward_weight(Simd::Portable, shape, &data.x, &data.grad_y, grad_weight);
+    };
+    assert_eq!(check("portable gemm", &passes, |_| true), SETTINGS.len());
+}
+
+#[test]
+fn row_loops_agree_with_the_formula() {
+    let takes = |shape: &Conv2dShape| shape.group_in_channels() == 1;
+    assert!(check("depthwise", &by_algorithm(Algorithm::Depthwise), takes) >= 6);
+}
+
+#[test]
+fn the_chosen_algorithm_agrees_with_the_formula() {
+    let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
+        by_algorithm(dispatch::choose(shape, true))(shape, data, y, grad_x, grad_weight);
+    };
+    assert_eq!(check("chosen", &passes, |_| true), SETTINGS.len());
+}
+
+#[test]
+fn one_thread_and_many_give_the_same_bits() {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut bits = Vec::new();
+        for (index, setting) in SETTINGS.iter().enumerate() {
+            let shape = setting.shape();
+            let mut stream = Stream::new(4, "conv2d", 0, index as u64);
+            let mut next = |len: usize| draw(&mut stream, len).0;
+            let (x, weight, bias) = (next(shape.input_len()), next(shape.weight_len()), next(shape.out_channels));
+            let grad_y = next(shape.output_len());
+            let (mut y, mut grad_x) = (vec![0.0; shape.output_len()], vec![0.0; shape.input_len()]);
+            let (mut grad_weight, mut grad_bias) = (vec![0.0; shape.weight_len()], vec![0.0; shape.out_channels]);
+            pool.install(|| {
+                forward(&shape, &x, &weight, Some(&bias), &mut y).unwrap();
+                backward_input(&shape, &weight, &grad_y, &mut grad_x).unwrap();
+                assert_eq!(forward_vec(&shape, &x, &weight, Some(&bias)).unwrap(), y);
+                assert_eq!(backward_input_vec(&shape, &weight, &grad_y).unwrap(), grad_x);
+                backward_weight(&shape, &x, &grad_y, &mut grad_weight).unwrap();
+                backward_bias(&shape, &grad_y, &mut grad_bias).unwrap();
+            });
+            let all = y.iter().chain(&grad_x).chain(&grad_weight).chain(&grad_bias);
+            bits.extend(all.map(|value: &f32| value.to_bits()));
+        }
+        bits
+    };
+    let one = run(1);
+    assert!(one == run(2) && one == run(5), "the number of threads changed a result");
+}
+
+#[test]
+fn a_box_filter_counts_the_pixels_inside() {
+    let shape = setting([1, 1, 2, 3], 1, [3, 3], [[1, 1], [1, 1], [1, 1]], 1).shape();
+    let mut y = [0f32; 6];
+    forward(&shape, &[1.0; 6], &[1.0; 9], Some(&[10.0]), &mut y).unwrap();
+    assert_eq!(y, [14.0, 16.0, 14.0, 14.0, 16.0, 14.0]);
+    let mut grad_bias = [0f32; 1];
+    backward_bias(&shape, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &mut grad_bias).unwrap();
+    assert_eq!(grad_bias, [21.0]);
+}
+
+#[test]
+fn impossible_settings_name_what_is_wrong() {
+    let good = Conv2dShape { padding: [1, 1], ..Conv2dShape::new([2, 4, 5, 6], 8, [3, 3]).unwrap() };
+    let cases = [
+        (Conv2dShape { stride: [0, 1], ..good }, "vertical stride is 0"),
+        (Conv2dShape { dilation: [1, 0], ..good }, "horizontal dilation is 0"),
+        (Conv2dShape { groups: 0, ..good }, "groups is 0"),
+        (Conv2dShape { groups: 3, ..good }, "in_channels is 4, expected a multiple of groups = 3"),
+        (Conv2dShape { out_channels: 6, groups: 4, ..good }, "out_channels is 6"),
+        (Conv2dShape { kernel: [8, 3], ..good }, "kernel height is 8"),
+        (Conv2dShape { dilation: [1, 4], ..good }, "kernel width is 3 with dilation 4, extent 9"),
+        (Conv2dShape { kernel: [usize::MAX, 3], dilation: [2, 1], ..good }, "kernel height"),
+        (Conv2dShape { batch: usize::MAX / 8, ..good }, "x is"),
+    ];
+    for (shape, message) in cases {
+        let error = shape.check().unwrap_err().to_string();
+        assert!(error.contains(message), "{error} does not contain {message}");
+    }
+    let (x, weight, mut y) = (vec![0f32; good.input_len()], vec![0f32; good.weight_len()], vec![0f32; 1]);
+    let error = forward(&good, &x, &weight, None, &mut y).unwrap_err().to_string();
+    assert_eq!(error, "conv2d: y has 1 elements, expected 480");
+    let error = forward(&good, &x, &weight, Some(&[0.0; 3]), &mut vec![0.0; 480]).unwrap_err().to_string();
+    assert_eq!(error, "conv2d: bias has 3 elements, expected 8");
+    let error = forward_with(Algorithm::Depthwise, &good, &x, &weight, None, &mut vec![0.0; 480]).unwrap_err();
+    assert!(error.to_string().contains("Depthwise"), "{error}");
+}

@@ -1,0 +1,297 @@
+//! Sixteen channels side by side, and the vector instructions that work on them.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use crate::simd;
+
+/// Channels that one [`Block`] holds.
+pub(super) const CHANNELS: usize = 16;
+/// Channels that one vector holds: half a block.
+pub(super) const WIDTH: usize = 8;
+
+/// The values of 16 neighbouring channels at one place; one cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Block(pub(super) [f32; CHANNELS]);
+
+impl Block {
+    /// Sixteen zeros.
+    pub(super) const ZERO: Self = Self([0.0; CHANNELS]);
+
+    /// Loads the first (`half` = 0) or the last eight channels.
+    #[inline(always)]
+    pub(super) fn load<L: Lanes>(&self, half: usize) -> L {
+        L::load(&self.0.as_chunks::<WIDTH>().0[half])
+    }
+
+    /// Stores the first (`half` = 0) or the last eight channels.
+    #[inline(always)]
+    pub(super) fn store<L: Lanes>(&mut self, half: usize, value: L) {
+        value.store(&mut self.0.as_chunks_mut::<WIDTH>().0[half]);
+    }
+}
+
+/// Loads half of block `index`, unchecked: the transforms read 36 places per tile whose bounds are proven once.
+///
+/// # Safety
+/// `index` is less than the number of blocks.
+#[allow(unsafe_code, reason = "the caller's proof is the point of this function")]
+#[inline(always)]
+pub(super) unsafe fn load_at<L: Lanes>(blocks: &[Block], index: usize, half: usize) -> L {
+    debug_assert!(index < blocks.len());
+    // SAFETY: by the caller's contract.
+    unsafe { blocks.get_unchecked(index) }.load(half)
+}
+
+/// Stores half of block `index`, unchecked as [`load_at`].
+///
+/// # Safety
+/// `index` is less than the number of blocks.
+#[allow(unsafe_code, reason = "the caller's proof is the point of this function")]
+#[inline(always)]
+pub(super) unsafe fn store_at<L: Lanes>(blocks: &mut [Block], index: usize, half: usize, value: L) {
+    debug_assert!(index < blocks.len());
+    // SAFETY: by the caller's contract.
+    unsafe { blocks.get_unchecked_mut(index) }.store(half, value);
+}
+
+/// Eight f32 that are worked on together.
+pub(super) trait Lanes: Copy {
+    /// The same value eight times.
+    fn splat(value: f32) -> Self;
+    /// Reads eight values.
+    fn load(from: &[f32; WIDTH]) -> Self;
+    /// Writes the eight values.
+    fn store(self, to: &mut [f32; WIDTH]);
+    /// `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// `self − other`.
+    fn sub(self, other: Self) -> Self;
+    /// `self · factor`.
+    fn mul(self, factor: Self) -> Self;
+    /// `self · factor + addend`, rounded once where the processor can.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// Row i, column j of the square goes to row j, column i.
+    fn transpose(square: &mut [Self; WIDTH]);
+
+    /// Eight zeros.
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(0.0)
+    }
+
+    /// `self · factor` with the same factor in each lane.
+    #[inline(always)]
+    fn scale(self, factor: f32) -> Self {
+        self.mul(Self::splat(factor))
+    }
+
+    /// `self + factor · other`.
+    #[inline(always)]
+    fn plus(self, factor: f32, other: Self) -> Self {
+        other.mul_add(Self::splat(factor), self)
+    }
+
+    /// Reads the first eight values of a slice; zeros where it is shorter.
+    #[inline(always)]
+    fn load_some(from: &[f32]) -> Self {
+        if let Some(full) = from.first_chunk() {
+            Self::load(full)
+        } else {
+            let mut padded = [0.0; WIDTH];
+            padded[..from.len()].copy_from_slice(from);
+            Self::load(&padded)
+        }
+    }
+
+    /// Writes to the first eight values of a slice, or to as many as there are.
+    #[inline(always)]
+    fn store_some(self, to: &mut [f32]) {
+        if let Some(full) = to.first_chunk_mut() {
+            self.store(full);
+        } else {
+            let mut padded = [0.0; WIDTH];
+            self.store(&mut padded);
+            let len = to.len();
+            to.copy_from_slice(&padded[..len]);
+        }
+    }
+}
+
+impl Lanes for [f32; WIDTH] {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; WIDTH]
+    }
+    #[inline(always)]
+    fn load(from: &[f32; WIDTH]) -> Self {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; WIDTH]) {
+        *to = self;
+    }
+    #[inline(always)]
+    fn add(mut self, other: Self) -> Self {
+        for lane in 0..WIDTH {
+            self[lane] += other[lane];
+        }
+        self
+    }
+    #[inline(always)]
+    fn sub(mut self, other: Self) -> Self {
+        for lane in 0..WIDTH {
+            self[lane] -= other[lane];
+        }
+        self
+    }
+    #[inline(always)]
+    fn mul(mut self, factor: Self) -> Self {
+        for lane in 0..WIDTH {
+            self[lane] *= factor[lane];
+        }
+        self
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // Not `f32::mul_add`: without the instruction that is a library call.
+        self.mul(factor).add(addend)
+    }
+    #[inline(always)]
+    fn transpose(square: &mut [Self; WIDTH]) {
+        for row in 0..WIDTH {
+            for column in 0..row {
+                let below = square[row][column];
+                square[row][column] = square[column][row];
+                square[column][row] = below;
+            }
+        }
+    }
+}
+
+/// Eight f32 in an AVX register. Values exist only in code that [`Instructions::run`] has reached after detection.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256);
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector instructions behind run-time detection; loads and stores have whole arrays")]
+impl Lanes for Avx2 {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: the processor has AVX2 and FMA, see the type.
+        Self(unsafe { _mm256_set1_ps(value) })
+    }
+    #[inline(always)]
+    fn load(from: &[f32; WIDTH]) -> Self {
+        // SAFETY: as above; the array has eight values and the load needs no alignment.
+        Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; WIDTH]) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the processor has AVX2 and FMA, see the type.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, factor: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_mul_ps(self.0, factor.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
+    }
+    #[inline(always)]
+    fn transpose(square: &mut [Self; WIDTH]) {
+        let [a, b, c, d, e, f, g, h] = *square;
+        // SAFETY: as above; all of these move values between registers.
+        unsafe {
+            // 2 × 2 squares, then 4 × 4 squares, then the two halves of each register.
+            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+            let (ef_low, ef_high) = (_mm256_unpacklo_ps(e.0, f.0), _mm256_unpackhi_ps(e.0, f.0));
+            let (gh_low, gh_high) = (_mm256_unpacklo_ps(g.0, h.0), _mm256_unpackhi_ps(g.0, h.0));
+            let top = [
+                _mm256_shuffle_ps::<0x44>(ab_low, cd_low),
+                _mm256_shuffle_ps::<0xEE>(ab_low, cd_low),
+                _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
+            ];
+            let bottom = [
+                _mm256_shuffle_ps::<0x44>(ef_low, gh_low),
+                _mm256_shuffle_ps::<0xEE>(ef_low, gh_low),
+                _mm256_shuffle_ps::<0x44>(ef_high, gh_high),
+                _mm256_shuffle_ps::<0xEE>(ef_high, gh_high),
+            ];
+            for i in 0..4 {
+                square[i] = Self(_mm256_permute2f128_ps::<0x20>(top[i], bottom[i]));
+                square[i + 4] = Self(_mm256_permute2f128_ps::<0x31>(top[i], bottom[i]));
+            }
+        }
+    }
+}
+
+/// A piece of work that is compiled once for each kind of [`Lanes`].
+///
+/// `run` and all that it calls are `#[inline(always)]` and hold no closures over lanes, so that the whole piece is
+/// compiled with the instructions of the function it ends up in.
+pub(super) trait Stage {
+    /// Does the work.
+    fn run<L: Lanes>(self);
+}
+
+/// The instructions that stages run with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instructions {
+    avx2_fma: bool,
+}
+
+impl Instructions {
+    /// What this processor has.
+    pub(super) fn detect() -> Self {
+        Self { avx2_fma: simd::avx2_fma() }
+    }
+
+    /// Plain code for any processor.
+    #[cfg(test)]
+    pub(super) fn portable() -> Self {
+        Self { avx2_fma: false }
+    }
+
+    /// Runs a stage.
+    pub(super) fn run(self, stage: impl Stage) {
+        #[cfg(target_arch = "x86_64")]
+        if self.avx2_fma {
+            #[allow(unsafe_code, reason = "run-time detection stands before it")]
+            // SAFETY: `avx2_fma` is true only where `detect` has found both features.
+            unsafe {
+                run_avx2(stage);
+            }
+            return;
+        }
+        run_portable(stage);
+    }
+}
+
+fn run_portable(stage: impl Stage) {
+    stage.run::<[f32; WIDTH]>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "compiled with more instructions than the rest of the crate")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2(stage: impl Stage) {
+    stage.run::<Avx2>();
+}

@@ -1,0 +1,54 @@
+//! How much work memory a pass takes, and when it shares out its work in which way.
+
+use super::lanes::Block;
+
+const MEGABYTE: usize = (1 << 20) / size_of::<Block>();
+
+/// Bounds in blocks (64 bytes) and tiles. The numbers were chosen by measurement for cores with 512 KB of second-level
+/// cache; results do not depend on them but for the last bits of gradients of weights, whose sums they split.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Transformed tiles of a whole pass up to this are few ...
+    pub(super) few_tile_blocks: usize,
+    /// ... and transformed weights beyond this are many: such a pass is shared out by filters.
+    pub(super) many_filter_blocks: usize,
+    /// Transformed weights beyond this are not held at once.
+    pub(super) held_filter_blocks: usize,
+    /// Transformed tiles that are held at once where the weights are not,
+    pub(super) round_blocks: usize,
+    /// if that is between these many tiles: the weights are transformed for each round.
+    pub(super) round_tiles: [usize; 2],
+    /// Transformed tiles of inputs and gradients that are held at once for the gradient of the weights,
+    pub(super) gradient_round_blocks: usize,
+    /// if that is at least these many tiles.
+    pub(super) gradient_round_tiles: usize,
+    /// Sums of the gradient of the weights that are held between rounds.
+    pub(super) sum_blocks: usize,
+}
+
+impl Limits {
+    /// What every caller gets.
+    pub(super) const DEFAULT: Self = Self {
+        few_tile_blocks: 6 * MEGABYTE,
+        many_filter_blocks: 4 * MEGABYTE,
+        held_filter_blocks: 32 * MEGABYTE,
+        round_blocks: 16 * MEGABYTE,
+        round_tiles: [64, 256],
+        gradient_round_blocks: 3 * MEGABYTE,
+        gradient_round_tiles: 128,
+        sum_blocks: 40 * MEGABYTE,
+    };
+
+    /// So small that every pass takes many rounds.
+    #[cfg(test)]
+    pub(super) const SMALL: Self = Self {
+        few_tile_blocks: 0,
+        many_filter_blocks: 0,
+        held_filter_blocks: 0,
+        round_blocks: 0,
+        round_tiles: [5, 5],
+        gradient_round_blocks: 0,
+        gradient_round_tiles: 5,
+        sum_blocks: 0,
+    };
+}

@@ -1,0 +1,190 @@
+//! The gradient of the weights.
+//!
+//! With Y = Aᵀ M A and M = U ⊙ V a loss with gradient ∂Y has ∂M = A ∂Y Aᵀ, ∂U = Σ over tiles of ∂M ⊙ V and
+//! ∂g = Gᵀ ∂U G: the adjoint of the forward pass, with the same points. Tiles are taken some hundred at a time: their
+//! transforms are made in parallel, then each task adds up a block of output channels (times some blocks of input
+//! channels), tiles in order.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::Settings;
+use super::convolve::{GROUP, SKEW};
+use super::grid::{Grid, Layer};
+use super::lanes::{Block, CHANNELS};
+use super::points::Variant;
+use super::product::FilterSums;
+use super::scratch::Scratch;
+use super::transform::{FilterGradients, Maps, ToTiles, planes};
+use crate::parallel::{Shared, for_each_task};
+
+struct Pass<'a, V, const M: usize, const A: usize> {
+    layer: &'a Layer,
+    grid: Grid,
+    settings: Settings,
+    x: &'a [f32],
+    grad_y: &'a [f32],
+    grad_weight: Shared<'a, f32>,
+    /// Strips whose transforms are held at once.
+    at_once: usize,
+    variant: PhantomData<V>,
+}
+
+/// Overwrites `grad_weight` with the gradient of the weights of a forward `layer`.
+pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
+    settings: Settings,
+    layer: &Layer,
+    x: &[f32],
+    grad_y: &[f32],
+    grad_weight: &mut [f32],
+) {
+    let grid = Grid::new(layer, M);
+    let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
+    let limits = settings.limits;
+    let tiles = limits.gradient_round_blocks / (A * A * (in_blocks + out_blocks));
+    let tiles = tiles.max(limits.gradient_round_tiles);
+    let at_once = (tiles / grid.strip_tiles()).clamp(1, grid.strips);
+    let pass = Pass::<V, M, A> {
+        layer,
+        grid,
+        settings,
+        x,
+        grad_y,
+        grad_weight: Shared::new(grad_weight),
+        at_once,
+        variant: PhantomData,
+    };
+    // Groups of input channels, one after the other, whose sums are held at once.
+    let group = if at_once < pass.grid.strips {
+        (limits.sum_blocks / (A * A * CHANNELS * out_blocks)).clamp(1, in_blocks)
+    } else {
+        in_blocks
+    };
+    for first in (0..in_blocks).step_by(group) {
+        pass.input_blocks(first..(first + group).min(in_blocks));
+    }
+}
+
+impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
+    /// The gradient of the weights of some blocks of input channels.
+    fn input_blocks(&self, in_blocks: Range<usize>) {
+        let out_blocks = self.layer.out_blocks();
+        let tiles_stride = self.at_once * self.grid.strip_tiles();
+        let values_stride = in_blocks.len() * tiles_stride + SKEW;
+        let gradients_stride = out_blocks * tiles_stride + SKEW;
+        let mut values = Scratch::take(A * A * values_stride);
+        let mut gradients = Scratch::take(A * A * gradients_stride);
+
+        // Blocks of output channels that read V together. Four tasks at least, where there are four pairs of blocks.
+        let group = (out_blocks / 4).clamp(1, GROUP);
+        let groups = out_blocks.div_ceil(group);
+        let per_task = in_blocks.len().div_ceil(4usize.div_ceil(groups));
+        let parts = in_blocks.len().div_ceil(per_task);
+        let sums_stride = CHANNELS * per_task + SKEW;
+        let block_len = A * A * sums_stride;
+        let sums_len = group * block_len;
+        let all_at_once = self.at_once == self.grid.strips;
+        let mut kept = Scratch::take(if all_at_once { 0 } else { groups * parts * sums_len });
+        let kept = Shared::new(&mut kept);
+
+        for first in (0..self.grid.strips).step_by(self.at_once) {
+            let strips = first..(first + self.at_once).min(self.grid.strips);
+            let shared = [Shared::new(&mut values), Shared::new(&mut gradients)];
+            let blocks = in_blocks.len() + out_blocks;
+            for_each_task(strips.len() * blocks, |task| {
+                let (place, block) = (task / blocks, task % blocks);
+                if let Some(out_block) = block.checked_sub(in_blocks.len()) {
+                    let first_tile = out_block * tiles_stride + place * self.grid.strip_tiles();
+                    self.transform_gradients(first + place, out_block, &shared[1], gradients_stride, first_tile);
+                } else {
+                    let first_tile = block * tiles_stride + place * self.grid.strip_tiles();
+                    let in_block = in_blocks.start + block;
+                    self.transform_inputs(first + place, in_block, &shared[0], values_stride, first_tile);
+                }
+            });
+            let (values, gradients) = (&values[..], &gradients[..]);
+            for_each_task(groups * parts, |task| {
+                let (first_out, part) = (task / parts * group, task % parts);
+                let out_blocks = first_out..(first_out + group).min(out_blocks);
+                let part = part * per_task..((part + 1) * per_task).min(in_blocks.len());
+                let len = out_blocks.len() * block_len;
+                let mut own = Scratch::take(if all_at_once { len } else { 0 });
+                let sums = if all_at_once {
+                    &mut own[..]
+                } else {
+                    #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+                    // SAFETY: each task has its own part.
+                    unsafe {
+                        kept.part(task * sums_len, len)
+                    }
+                };
+                self.settings.instructions.run(FilterSums {
+                    planes: A * A,
+                    gradients: &gradients[first_out * tiles_stride..],
+                    gradients_stride,
+                    values: &values[part.start * tiles_stride..],
+                    values_stride,
+                    tiles_stride,
+                    tiles: strips.len() * self.grid.strip_tiles(),
+                    in_blocks: part.len(),
+                    sums,
+                    sums_stride,
+                    add: first > 0,
+                });
+                if strips.end == self.grid.strips {
+                    for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
+                        self.settings.instructions.run(FilterGradients::<V::FilterGradient, A> {
+                            sums,
+                            stride: sums_stride,
+                            layer: self.layer,
+                            out_block,
+                            in_blocks: in_blocks.start + part.start..in_blocks.start + part.end,
+                            grad_weight: self.grad_weight,
+                            transform: PhantomData,
+                        });
+                    }
+                }
+            });
+        }
+    }
+
+    /// V of one strip and block of input channels, to the planes' tiles from `first` on, which no other call has.
+    fn transform_inputs(&self, strip: usize, block: usize, values: &Shared<'_, Block>, stride: usize, first: usize) {
+        let mut pixels = Scratch::take(A * self.grid.strip_width(A));
+        #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+        // SAFETY: each (strip, block) has its own tiles.
+        let planes = unsafe { planes(values, stride, first, self.grid.strip_tiles()) };
+        self.settings.instructions.run(ToTiles::<V::Input, A, A> {
+            maps: Maps { data: self.x, channels: self.layer.in_channels, size: self.layer.in_size },
+            padding: self.layer.padding,
+            dilation: self.layer.dilation,
+            tile: M,
+            grid: &self.grid,
+            strip: self.grid.strip(strip),
+            block,
+            pixels: &mut pixels,
+            planes,
+            transform: PhantomData,
+        });
+    }
+
+    /// ∂M of one strip and block of output channels, as `transform_inputs`.
+    fn transform_gradients(&self, strip: usize, block: usize, to: &Shared<'_, Block>, stride: usize, first: usize) {
+        let mut pixels = Scratch::take(M * self.grid.strip_width(M));
+        #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+        // SAFETY: each (strip, block) has its own tiles.
+        let planes = unsafe { planes(to, stride, first, self.grid.strip_tiles()) };
+        self.settings.instructions.run(ToTiles::<V::OutputGradient, M, A> {
+            maps: Maps { data: self.grad_y, channels: self.layer.out_channels, size: self.layer.out_size },
+            padding: [0, 0],
+            dilation: self.layer.dilation,
+            tile: M,
+            grid: &self.grid,
+            strip: self.grid.strip(strip),
+            block,
+            pixels: &mut pixels,
+            planes,
+            transform: PhantomData,
+        });
+    }
+}

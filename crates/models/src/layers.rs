@@ -1,0 +1,285 @@
+//! The layers that networks are made of: parameters by name, arithmetic in `dsd_ops`.
+//!
+//! candle-nn's own layers are not used: several of their gradients are wrong or missing for training.
+
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+use dsd_ops::{Activation, Conv2dOptions, ConvTranspose2dOptions, RunningStatistics};
+use dsd_random::{Stream, name_hash};
+
+use crate::{Error, Mode, Result, init};
+
+/// The momentum of running statistics: PyTorch's default.
+const BATCH_NORM_MOMENTUM: f64 = 0.1;
+/// Added to a variance before its root: PyTorch's default.
+const BATCH_NORM_EPS: f64 = 1e-5;
+/// The initial slope of PReLU: PyTorch's default.
+const PRELU_SLOPE: f64 = 0.25;
+
+/// The sizes of a convolution, and how its weights begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv2dConfig {
+    /// Channels that come in.
+    pub in_channels: usize,
+    /// Channels that go out.
+    pub out_channels: usize,
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Stride, padding, dilation, groups.
+    pub options: Conv2dOptions,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// Initial weights.
+    pub weights: Init,
+}
+
+impl Conv2dConfig {
+    /// A square kernel with the padding that keeps the size at stride 1 (`kernel` odd), no bias, PyTorch's initial
+    /// weights.
+    #[must_use]
+    pub fn same(in_channels: usize, out_channels: usize, kernel: usize) -> Self {
+        let options = Conv2dOptions { padding: [kernel / 2; 2], ..Conv2dOptions::default() };
+        Self { in_channels, out_channels, kernel: [kernel; 2], options, bias: false, weights: init::TORCH_CONV }
+    }
+
+    /// The same with this stride on both axes.
+    #[must_use]
+    pub fn stride(mut self, stride: usize) -> Self {
+        self.options.stride = [stride; 2];
+        self
+    }
+
+    /// The same with this dilation on both axes, and the padding that keeps the size at stride 1.
+    #[must_use]
+    pub fn dilation(mut self, dilation: usize) -> Self {
+        self.options.dilation = [dilation; 2];
+        self.options.padding = [dilation * (self.kernel[0] / 2), dilation * (self.kernel[1] / 2)];
+        self
+    }
+
+    /// The same with a kernel of this height and width, and the padding that keeps the size at stride 1.
+    #[must_use]
+    pub fn kernel(mut self, kernel: [usize; 2]) -> Self {
+        self.kernel = kernel;
+        let dilation = self.options.dilation;
+        self.options.padding = [dilation[0] * (kernel[0] / 2), dilation[1] * (kernel[1] / 2)];
+        self
+    }
+
+    /// The same without padding.
+    #[must_use]
+    pub fn unpadded(mut self) -> Self {
+        self.options.padding = [0; 2];
+        self
+    }
+
+    /// The same with a bias.
+    #[must_use]
+    pub fn bias(mut self) -> Self {
+        self.bias = true;
+        self
+    }
+
+    /// The same with initial weights as in torchvision's ResNets: Kaiming normal by fan-out.
+    #[must_use]
+    pub fn kaiming_fan_out(mut self) -> Self {
+        self.weights = init::KAIMING_FAN_OUT;
+        self
+    }
+}
+
+/// A convolution: parameters `weight` `[out, in / groups, kh, kw]` and, if asked for, `bias` `[out]`.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    options: Conv2dOptions,
+}
+
+impl Conv2d {
+    /// The convolution whose parameters `vb` holds.
+    ///
+    /// # Errors
+    /// A channel count that the groups do not divide; a parameter of another shape.
+    pub fn new(config: Conv2dConfig, vb: VarBuilder) -> Result<Self> {
+        let Conv2dConfig { in_channels, out_channels, kernel: [height, width], options, .. } = config;
+        if options.groups == 0 || in_channels % options.groups != 0 || out_channels % options.groups != 0 {
+            let expected = format!("a divisor of {in_channels} and {out_channels}");
+            return Err(Error::config("groups", expected, options.groups));
+        }
+        let group_channels = in_channels / options.groups;
+        let weight = vb.get_with_hints((out_channels, group_channels, height, width), "weight", config.weights)?;
+        let fan_in = group_channels * height * width;
+        let bias = match config.bias {
+            true => Some(vb.get_with_hints(out_channels, "bias", init::torch_bias(fan_in))?),
+            false => None,
+        };
+        Ok(Self { weight, bias, options })
+    }
+
+    /// `[N,in,H,W]` → `[N,out,H',W']`.
+    ///
+    /// # Errors
+    /// Those of [`dsd_ops::conv2d`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(dsd_ops::conv2d(x, &self.weight, self.bias.as_ref(), self.options)?)
+    }
+}
+
+/// A transposed convolution with stride 2 that undoes a halving (rounded up) of the size: kernel 3×3, no bias.
+#[derive(Debug)]
+pub struct Doubling {
+    weight: Tensor,
+}
+
+impl Doubling {
+    /// Parameter `weight` `[in, out, 3, 3]`.
+    ///
+    /// # Errors
+    /// A parameter of another shape.
+    pub fn new(in_channels: usize, out_channels: usize, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get_with_hints((in_channels, out_channels, 3, 3), "weight", init::TORCH_CONV)?;
+        Ok(Self { weight })
+    }
+
+    /// `[N,in,h,w]` → `[N,out,H,W]`, where h = ⌈H/2⌉ and w = ⌈W/2⌉.
+    ///
+    /// # Errors
+    /// A size of which the input is not the half; those of [`dsd_ops::conv_transpose2d`].
+    pub fn forward(&self, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
+        let (_, _, height, width) = dsd_ops::check::nchw("doubling", "x", x)?;
+        if [height, width] != size.map(|full| full.div_ceil(2)) {
+            return Err(dsd_ops::check::shape("doubling", "x", format!("half of {size:?}, rounded up"), x).into());
+        }
+        // (h − 1)·2 − 2·padding + 3 + output_padding, with padding 1: odd sizes need none, even ones one more row.
+        let output_padding = size.map(|full| (full + 1) % 2);
+        let options = ConvTranspose2dOptions { stride: [2; 2], padding: [1; 2], output_padding, ..Default::default() };
+        Ok(dsd_ops::conv_transpose2d(x, &self.weight, None, options)?)
+    }
+}
+
+/// Batch normalisation: parameters `weight`, `bias`, buffers `running_mean`, `running_var`, all `[C]`.
+#[derive(Debug)]
+pub struct BatchNorm2d {
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+}
+
+impl BatchNorm2d {
+    /// Begins as the identity on normalised input: scale 1, shift 0, mean 0, variance 1.
+    ///
+    /// # Errors
+    /// A parameter of another shape.
+    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get_with_hints(channels, "weight", Init::Const(1.0))?,
+            bias: vb.get_with_hints(channels, "bias", Init::Const(0.0))?,
+            mean: vb.get_with_hints(channels, "running_mean", Init::Const(0.0))?,
+            var: vb.get_with_hints(channels, "running_var", Init::Const(1.0))?,
+        })
+    }
+
+    /// Normalises `[N,C,H,W]` and applies the activation, in one operation. Training uses the statistics of the batch
+    /// and moves the running ones a tenth of the way towards them, in place.
+    ///
+    /// # Errors
+    /// Those of [`dsd_ops::batch_norm_train`] and [`dsd_ops::batch_norm_eval`].
+    pub fn forward(&self, x: &Tensor, activation: Activation, mode: Mode) -> Result<Tensor> {
+        let Self { weight, bias, mean, var } = self;
+        let normalised = match mode {
+            Mode::Eval => dsd_ops::batch_norm_eval(x, weight, bias, mean, var, BATCH_NORM_EPS, activation)?,
+            Mode::Train { .. } => {
+                let running = RunningStatistics { mean, var, momentum: BATCH_NORM_MOMENTUM };
+                dsd_ops::batch_norm_train(x, weight, bias, Some(running), BATCH_NORM_EPS, activation)?
+            }
+        };
+        Ok(normalised)
+    }
+}
+
+/// A convolution, batch normalisation and an activation.
+#[derive(Debug)]
+pub struct ConvBn {
+    conv: Conv2d,
+    norm: BatchNorm2d,
+    activation: Activation,
+}
+
+impl ConvBn {
+    /// The two layers lie at two paths, because published weights name them side by side.
+    ///
+    /// # Errors
+    /// Those of [`Conv2d::new`].
+    pub fn new(config: Conv2dConfig, activation: Activation, conv: VarBuilder, norm: VarBuilder) -> Result<Self> {
+        let norm = BatchNorm2d::new(config.out_channels, norm)?;
+        Ok(Self { conv: Conv2d::new(config, conv)?, norm, activation })
+    }
+
+    /// `[N,in,H,W]` → `[N,out,H',W']`.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.norm.forward(&self.conv.forward(x)?, self.activation, mode)
+    }
+}
+
+/// A rectifier with one trained slope per channel for negative values: parameter `weight` `[C]`.
+#[derive(Debug)]
+pub struct PRelu {
+    weight: Tensor,
+}
+
+impl PRelu {
+    /// All slopes begin at 0.25.
+    ///
+    /// # Errors
+    /// A parameter of another shape.
+    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { weight: vb.get_with_hints(channels, "weight", Init::Const(PRELU_SLOPE))? })
+    }
+
+    /// `[N,C,H,W]` → `[N,C,H,W]`.
+    ///
+    /// # Errors
+    /// Those of [`dsd_ops::prelu`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(dsd_ops::prelu(x, &self.weight)?)
+    }
+}
+
+/// Drops whole channels of a sample while training. What it drops is a function of (seed, step, path of the layer).
+#[derive(Debug)]
+pub struct Dropout2d {
+    probability: f64,
+    stream_index: u64,
+}
+
+impl Dropout2d {
+    /// `vb` gives the path; there is no parameter.
+    ///
+    /// # Errors
+    /// A probability outside [0, 1).
+    pub fn new(probability: f64, vb: &VarBuilder) -> Result<Self> {
+        if !(0.0..1.0).contains(&probability) {
+            return Err(Error::config("dropout", "at least 0 and below 1", probability));
+        }
+        Ok(Self { probability, stream_index: name_hash(&vb.prefix()) })
+    }
+
+    /// `[N,C,H,W]` → `[N,C,H,W]`; the identity in evaluation.
+    ///
+    /// # Errors
+    /// Those of [`dsd_ops::dropout2d`].
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match mode {
+            Mode::Train { seed, step } if self.probability > 0.0 => {
+                let mut stream = Stream::new(seed, "dropout", step, self.stream_index);
+                Ok(dsd_ops::dropout2d(x, self.probability, &mut stream)?)
+            }
+            _ => Ok(x.clone()),
+        }
+    }
+}

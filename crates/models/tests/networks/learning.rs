@@ -1,0 +1,98 @@
+//! Every variant learns four images by heart.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Tensor};
+use dsd_models::{Mode, ModelConfig, Segmenter, build};
+
+use super::{CLASSES, Case, cases, images, labels, loss, values};
+
+const SIZE: usize = 48;
+const STEPS: u64 = 200;
+const RATE: f64 = 0.01;
+
+/// Adam with the usual betas, on plain tensors.
+#[derive(Default)]
+struct Adam {
+    moments: BTreeMap<String, (Tensor, Tensor)>,
+}
+
+impl Adam {
+    fn step(&mut self, case: &Case, loss: &Tensor, number: u64) -> candle_core::Result<()> {
+        let gradients = loss.backward()?;
+        let rate = RATE * (1.0 - number as f64 / STEPS as f64);
+        let corrected = |decay: f64| 1.0 - decay.powi(number as i32 + 1);
+        for parameter in case.store.parameters() {
+            let Some(gradient) = gradients.get(&parameter.var) else { continue };
+            let zero = || gradient.zeros_like();
+            let (first, second) = match self.moments.remove(&parameter.name) {
+                Some(moments) => moments,
+                None => (zero()?, zero()?),
+            };
+            let first = ((first * 0.9)? + (gradient * 0.1)?)?;
+            let second = ((second * 0.99)? + (gradient.sqr()? * 0.01)?)?;
+            let scale = ((&second / corrected(0.99))?.sqrt()? + 1e-8)?;
+            let update = ((&first / corrected(0.9))? / scale)?;
+            parameter.var.set(&(parameter.var.as_tensor().detach() - (update * rate)?)?)?;
+            self.moments.insert(parameter.name, (first, second));
+        }
+        Ok(())
+    }
+}
+
+/// The share of counted labels that evaluation gets right; labels at the size of the logits.
+fn accuracy(network: &dyn Segmenter, images: &Tensor, labels: &Tensor) -> f64 {
+    let logits = network.forward(images, Mode::Eval).unwrap().logits;
+    let rows = logits.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+    let predicted: Vec<u32> = rows.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let truth: Vec<u8> = labels.flatten_all().unwrap().to_vec1().unwrap();
+    assert_eq!(predicted.len(), truth.len());
+    let counted = truth.iter().zip(&predicted).filter(|(truth, _)| **truth != 255);
+    let right: Vec<bool> = counted.map(|(truth, predicted)| u32::from(*truth) == *predicted).collect();
+    right.iter().filter(|right| **right).count() as f64 / right.len() as f64
+}
+
+/// Each label of 12×12 as a square of 4×4.
+fn in_squares() -> Tensor {
+    let (coarse, side) = (SIZE / 4, 4);
+    let labels = labels(4, coarse, coarse).reshape((4, coarse, 1, coarse, 1)).unwrap();
+    let squares = labels.broadcast_as((4, coarse, side, coarse, side)).unwrap().contiguous().unwrap();
+    squares.reshape((4, SIZE, SIZE)).unwrap()
+}
+
+#[test]
+fn four_images_are_learnt_by_heart() {
+    for mut case in cases() {
+        // Without dropout: what is tested is whether gradients lead to the minimum. Labels have the resolution of the
+        // logits, so that every one can be met.
+        let y = match &mut case.config {
+            ModelConfig::Pspnet(config) => {
+                config.dropout = 0.0;
+                labels(4, SIZE / config.output_stride, SIZE / config.output_stride)
+            }
+            ModelConfig::Enet(config) => {
+                (config.dropout, config.early_dropout) = (0.0, 0.0);
+                in_squares()
+            }
+            other => panic!("no test for {other:?}"),
+        };
+        case.network = build(&case.config, CLASSES, case.store.builder()).unwrap();
+        let x = images(4, SIZE, SIZE);
+        let mut adam = Adam::default();
+        let mut reached = 0.0;
+        for step in 0..STEPS {
+            let output = case.network.forward(&x, Mode::Train { seed: 1, step }).unwrap();
+            let loss = loss(&output, &y);
+            assert!(values(&loss)[0].is_finite(), "{} step {step}", case.name);
+            adam.step(&case, &loss, step).unwrap();
+            if step % 10 == 9 {
+                reached = accuracy(case.network.as_ref(), &x, &y);
+                println!("{}: step {step}, loss {:.4}, accuracy {reached:.4}", case.name, values(&loss)[0]);
+                if reached >= 0.99 {
+                    break;
+                }
+            }
+        }
+        assert!(reached >= 0.99, "{}: accuracy {reached} after {STEPS} steps", case.name);
+    }
+}

@@ -1,0 +1,298 @@
+//! Activations, softmax and log-softmax over the channels.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor, WithDType, bail};
+use dsd_kernels::activation::{self as kernels, Element, Planes, Softmax};
+
+use crate::{Error, Result, check, storage};
+
+pub use dsd_kernels::activation::Activation;
+
+/// max(x, 0), element by element.
+///
+/// # Shapes
+/// x: any, f32 or f64. The result has the same.
+/// # Gradient
+/// 1 where x > 0, else 0 (also at 0, as PyTorch has it).
+/// # Numerics
+/// A NaN stays one.
+/// # Errors
+/// DType.
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// let x = Tensor::new(&[-1f32, 0.0, 2.0], &Device::Cpu)?;
+/// assert_eq!(dsd_ops::relu(&x)?.to_vec1::<f32>()?, [0.0, 0.0, 2.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    pointwise("relu", x, Activation::Relu)
+}
+
+/// min(max(x, 0), 6), element by element.
+///
+/// # Shapes
+/// x: any, f32 or f64. The result has the same.
+/// # Gradient
+/// 1 where 0 < x < 6, else 0 (also at both ends, as PyTorch has it).
+/// # Numerics
+/// A NaN stays one.
+/// # Errors
+/// DType.
+pub fn relu6(x: &Tensor) -> Result<Tensor> {
+    pointwise("relu6", x, Activation::Relu6)
+}
+
+fn pointwise(op: &'static str, x: &Tensor, activation: Activation) -> Result<Tensor> {
+    check::float(op, "x", x)?;
+    Ok(x.contiguous()?.apply_op1(Pointwise { op, activation })?)
+}
+
+/// x where x > 0, else weight · x, with one weight for all channels or one for each.
+///
+/// # Shapes
+/// x: `[N,C,…]`, f32 or f64. weight: `[C]` or `[1]`, of the type of x. The result has the shape of x.
+/// # Gradient
+/// Reaches x and weight. At x = 0 it is weight · g for x and 0 for weight, as PyTorch has it.
+/// # Errors
+/// Shape or DType.
+/// # Source
+/// He et al., Delving Deep into Rectifiers, ICCV 2015, eq. 1.
+pub fn prelu(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    const OP: &str = "prelu";
+    check::float(OP, "x", x)?;
+    let channels = planes(OP, x)?.channels;
+    check::dtype(OP, "weight", weight, x.dtype())?;
+    if weight.dims() != [1] && weight.dims() != [channels] {
+        return Err(check::shape(OP, "weight", format!("[{channels}] or [1]"), weight));
+    }
+    Ok(x.contiguous()?.apply_op2(&weight.contiguous()?, Prelu)?)
+}
+
+/// exp(xᶜ) / Σ exp(x) over the channels, axis 1.
+///
+/// # Shapes
+/// x: `[N,C,…]`, f32 or f64. The result has the same.
+/// # Numerics
+/// The largest value is subtracted first: any finite x is fine.
+/// # Errors
+/// Shape or DType.
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// let x = Tensor::new(&[[0f64, 3f64.ln()]], &Device::Cpu)?;
+/// let y = dsd_ops::softmax_channels(&x)?.to_vec2::<f64>()?;
+/// assert!((y[0][0] - 0.25).abs() < 1e-15 && (y[0][1] - 0.75).abs() < 1e-15);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn softmax_channels(x: &Tensor) -> Result<Tensor> {
+    channelwise("softmax_channels", x, Softmax::Probability)
+}
+
+/// xᶜ − ln Σ exp(x) over the channels, axis 1, in nats.
+///
+/// # Shapes
+/// x: `[N,C,…]`, f32 or f64. The result has the same.
+/// # Numerics
+/// The largest value is subtracted first: any finite x is fine.
+/// # Errors
+/// Shape or DType.
+pub fn log_softmax_channels(x: &Tensor) -> Result<Tensor> {
+    channelwise("log_softmax_channels", x, Softmax::Logarithm)
+}
+
+fn channelwise(op: &'static str, x: &Tensor, kind: Softmax) -> Result<Tensor> {
+    check::float(op, "x", x)?;
+    planes(op, x)?;
+    Ok(x.contiguous()?.apply_op1(Channelwise { op, kind })?)
+}
+
+/// The sizes of `[N,C,…]` with the axes after C as one.
+pub(crate) fn planes(op: &'static str, x: &Tensor) -> Result<Planes> {
+    match x.dims() {
+        [batch, channels, rest @ ..] if x.elem_count() > 0 => {
+            Ok(Planes { batch: *batch, channels: *channels, pixels: rest.iter().product() })
+        }
+        _ => Err(check::shape(op, "x", "[N,C,…] with no size 0", x)),
+    }
+}
+
+/// [`planes`] of a shape that was checked before.
+fn planes_of(shape: &Shape) -> Planes {
+    let dims = shape.dims();
+    Planes { batch: dims[0], channels: dims[1], pixels: dims[2..].iter().product() }
+}
+
+/// Calls `f` with the elements of contiguous tensors: how a backward pass reads what it needs.
+pub(crate) fn with_slices<T: WithDType, R, const COUNT: usize>(
+    tensors: [&Tensor; COUNT],
+    f: impl FnOnce([&[T]; COUNT]) -> Result<R>,
+) -> candle_core::Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[T]; COUNT] = [&[]; COUNT];
+    for (slice, (guard, layout)) in slices.iter_mut().zip(&guards) {
+        *slice = match &**guard {
+            Storage::Cpu(cpu) => storage::slice(cpu, layout)?,
+            _ => bail!("this operation has no backward pass on this device"),
+        };
+    }
+    Ok(f(slices)?)
+}
+
+/// A gradient as a tensor.
+pub(crate) fn from_elements<T: WithDType>(elements: Vec<T>, shape: &Shape) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(elements, shape, &Device::Cpu)
+}
+
+/// The error of an operation that received another element type than its checks let through.
+pub(crate) fn unsupported(op: &'static str, got: DType) -> Error {
+    Error::DType { op, argument: "x", expected: "f32 or f64", got: got.as_str() }
+}
+
+/// Calls a method that is generic over the element type for f32 or f64.
+macro_rules! by_dtype {
+    ($op:expr, $dtype:expr, $self:ident.$method:ident($($arg:expr),* $(,)?)) => {
+        match $dtype {
+            candle_core::DType::F32 => $self.$method::<f32>($($arg),*),
+            candle_core::DType::F64 => $self.$method::<f64>($($arg),*),
+            other => Err($crate::activation::unsupported($op, other).into()),
+        }
+    };
+}
+pub(crate) use by_dtype;
+
+struct Pointwise {
+    op: &'static str,
+    activation: Activation,
+}
+
+impl Pointwise {
+    fn forward<T: WithDType + Element>(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = storage::slice::<T>(s, l)?;
+        let mut y = vec![T::ZERO; x.len()];
+        kernels::forward(self.activation, x, &mut y).map_err(Error::from)?;
+        Ok(storage::tensor(y, l.shape()))
+    }
+
+    fn backward<T: WithDType + Element>(&self, y: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
+        let dx = with_slices::<T, _, _>([y, g], |[y, g]| {
+            let mut dx = vec![T::ZERO; y.len()];
+            kernels::backward(self.activation, y, g, &mut dx)?;
+            Ok(dx)
+        })?;
+        from_elements(dx, y.shape())
+    }
+}
+
+impl CustomOp1 for Pointwise {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        by_dtype!(self.op, s.dtype(), self.forward(s, l))
+    }
+
+    fn bwd(&self, _: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let g = g.contiguous()?;
+        by_dtype!(self.op, y.dtype(), self.backward(y, &g)).map(Some)
+    }
+}
+
+struct Prelu;
+
+impl Prelu {
+    fn forward<T: WithDType + Element>(
+        &self,
+        (s, l): (&CpuStorage, &Layout),
+        (weight, weight_layout): (&CpuStorage, &Layout),
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (x, weight) = (storage::slice::<T>(s, l)?, storage::slice::<T>(weight, weight_layout)?);
+        let mut y = vec![T::ZERO; x.len()];
+        kernels::prelu_forward(planes_of(l.shape()), x, weight, &mut y).map_err(Error::from)?;
+        Ok(storage::tensor(y, l.shape()))
+    }
+
+    fn backward<T: WithDType + Element>(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let (dx, dweight) = with_slices::<T, _, _>([x, weight, g], |[elements, weight, g]| {
+            let (mut dx, mut dweight) = (vec![T::ZERO; elements.len()], vec![T::ZERO; weight.len()]);
+            kernels::prelu_backward(planes_of(x.shape()), elements, weight, g, &mut dx, &mut dweight)?;
+            Ok((dx, dweight))
+        })?;
+        Ok((from_elements(dx, x.shape())?, from_elements(dweight, weight.shape())?))
+    }
+}
+
+impl CustomOp2 for Prelu {
+    fn name(&self) -> &'static str {
+        "prelu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        by_dtype!("prelu", s1.dtype(), self.forward((s1, l1), (s2, l2)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let g = g.contiguous()?;
+        let (dx, dweight) = by_dtype!("prelu", x.dtype(), self.backward(x, weight, &g))?;
+        Ok((x.track_op().then_some(dx), weight.track_op().then_some(dweight)))
+    }
+}
+
+struct Channelwise {
+    op: &'static str,
+    kind: Softmax,
+}
+
+impl Channelwise {
+    fn forward<T: WithDType + Element>(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = storage::slice::<T>(s, l)?;
+        let mut y = vec![T::ZERO; x.len()];
+        kernels::softmax_forward(self.kind, planes_of(l.shape()), x, &mut y).map_err(Error::from)?;
+        Ok(storage::tensor(y, l.shape()))
+    }
+
+    fn backward<T: WithDType + Element>(&self, y: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
+        let dx = with_slices::<T, _, _>([y, g], |[elements, g]| {
+            let mut dx = vec![T::ZERO; elements.len()];
+            kernels::softmax_backward(self.kind, planes_of(y.shape()), elements, g, &mut dx)?;
+            Ok(dx)
+        })?;
+        from_elements(dx, y.shape())
+    }
+}
+
+impl CustomOp1 for Channelwise {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        by_dtype!(self.op, s.dtype(), self.forward(s, l))
+    }
+
+    fn bwd(&self, _: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let g = g.contiguous()?;
+        by_dtype!(self.op, y.dtype(), self.backward(y, &g)).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+//! Differentiable training operations for candle, with correct gradients for every input.
+//!
+//! Many of candle 0.11's own gradients are wrong or missing for what a segmentation network needs (pooling, resize,
+//! grouped and strided convolution, batch norm with one value). These operations replace them on the CPU, in f32 (fast
+//! kernels of `dsd-kernels`) and f64 (plain reference). Tensors are `[N,C,H,W]`, inputs may be strided.
+//!
+//! Allocation: a training step allocates and frees hundreds of megabytes; a program that trains should tell its
+//! allocator to keep freed memory (the `dsd` program does). This crate sets no allocator.
+
+pub mod check;
+mod error;
+
+mod activation;
+mod batch_norm;
+mod conv2d;
+mod conv_transpose2d;
+mod cross_entropy;
+mod dropout;
+pub mod gradcheck;
+mod pool;
+mod resize;
+mod storage;
+
+pub use error::{Error, Result};
+
+pub use activation::*;
+pub use batch_norm::*;
+pub use conv_transpose2d::*;
+pub use conv2d::*;
+pub use cross_entropy::*;
+pub use dropout::*;
+pub use pool::*;
+pub use resize::*;

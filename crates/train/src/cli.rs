@@ -1,0 +1,266 @@
+//! The command line of `dsd`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use dsd_data::OpenOptions;
+use dsd_metrics::Summary;
+
+use crate::recipe::{Recipe, SHIPPED};
+use crate::run::{RunSettings, train};
+use crate::{Error, bench, evaluate, interrupt, predict, report, stage};
+
+/// Train a large segmentation network, distil it into a compact one, and see what that was worth.
+#[derive(Parser, Debug)]
+#[command(name = "dsd", version, about)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Train teacher, baseline and distilled student by a recipe; writes a table and a page.
+    Train {
+        /// Recipe inside the program (quick, smoke, camvid, camvid-small) or path of a TOML file.
+        #[arg(default_value = "quick")]
+        recipe: String,
+        /// Change a setting of the recipe, for example --set student.steps=400.
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+        /// Folder of the run [default: runs/NAME, or the next free runs/NAME-2].
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Go on with the run in the folder.
+        #[arg(long)]
+        resume: bool,
+    },
+    /// Evaluate a saved model on whole images of a dataset.
+    Eval {
+        /// Folder with model.safetensors and model.json.
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// streets, camvid or folder.
+        #[arg(long)]
+        dataset: String,
+        /// Folder of the dataset (not for streets).
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+        /// Split of the dataset.
+        #[arg(long, default_value = "val")]
+        split: String,
+        /// streets: seed, the run's seed for the run's images.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// streets: number of images.
+        #[arg(long, default_value_t = 40)]
+        count: usize,
+        /// streets: height and width of an image.
+        #[arg(long, num_args = 2, default_values_t = [180, 240], value_names = ["HEIGHT", "WIDTH"])]
+        size: Vec<usize>,
+        /// Images at once.
+        #[arg(long, default_value_t = 4)]
+        batch_size: usize,
+        /// Print a JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Segment images: an indexed palette PNG and an overlay for each.
+    Predict {
+        /// Folder with model.safetensors and model.json.
+        #[arg(long, value_name = "DIR")]
+        model: PathBuf,
+        /// PNG or JPEG images.
+        #[arg(required = true)]
+        images: Vec<PathBuf>,
+        /// Folder for the results.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// List the networks.
+    Models {
+        /// Print a JSON array instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Import a dataset.
+    Data {
+        #[command(subcommand)]
+        dataset: DataCommand,
+    },
+    /// Time kernels, operations and training steps.
+    Bench(bench::BenchArguments),
+    /// Write the page of a finished run again.
+    Report {
+        /// The run's folder.
+        run: PathBuf,
+    },
+    /// List the recipes inside the program, or print one.
+    Recipes {
+        /// The recipe to print.
+        name: Option<String>,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum DataCommand {
+    /// CamVid in the SegNet layout, from a tar, tar.gz or folder.
+    Camvid {
+        /// The archive or folder to import.
+        #[arg(long, value_name = "ARCHIVE")]
+        from: PathBuf,
+        /// Where to put it.
+        #[arg(long, value_name = "DIR", default_value = "data/camvid")]
+        to: PathBuf,
+    },
+}
+
+/// Runs the command line; the process's exit code.
+#[must_use]
+pub fn main() -> i32 {
+    let arguments = Arguments::parse();
+    start_log();
+    // Deep graphs are walked and dropped recursively; the main thread's stack is too small for a ResNet-101.
+    let worker = std::thread::Builder::new().name("dsd".to_string()).stack_size(256 << 20).spawn(|| run(arguments));
+    let outcome = match worker.map(std::thread::JoinHandle::join) {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => return 101,
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if matches!(error.downcast_ref::<Error>(), Some(Error::Interrupted { .. })) { 130 } else { 1 }
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
+        Command::Train { recipe, overrides, out, resume } => {
+            let recipe = Recipe::read(&recipe, &overrides)?;
+            interrupt::listen().context("cannot listen for Ctrl-C")?;
+            let folder = train(&recipe, &RunSettings { out, resume })?;
+            print!("{}", report::table(&folder)?);
+            println!("page: {}", folder.join("report.html").display());
+            Ok(())
+        }
+        Command::Eval { model, dataset, root, split, seed, count, size, batch_size, json } => {
+            let size: [usize; 2] = size.try_into().map_err(|_| anyhow::anyhow!("--size: expected HEIGHT WIDTH"))?;
+            let options = OpenOptions { seed, count, size, ..OpenOptions::default() };
+            let dataset = dsd_data::open(&dataset, root.as_deref(), &split, &options)?;
+            eval(&model, dataset.as_ref(), batch_size, json)
+        }
+        Command::Predict { model, images, out } => {
+            for line in predict::predict(&model, &images, &out)? {
+                println!("{line}");
+            }
+            Ok(())
+        }
+        Command::Models { json } => models(json),
+        Command::Data { dataset: DataCommand::Camvid { from, to } } => {
+            let report = dsd_data::import_camvid(&from, &to)?;
+            for (split, count) in &report.splits {
+                println!("{split:6} {}", count.map_or("not in the source".to_string(), |count| format!("{count} pairs, all read")));
+            }
+            if let Some(name) = &report.known_archive {
+                println!("the archive is {name}");
+            }
+            println!("{}", report.root.display());
+            Ok(())
+        }
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Report { run } => {
+            report::write(&run)?;
+            print!("{}", report::table(&run)?);
+            println!("page: {}", run.join("report.html").display());
+            Ok(())
+        }
+        Command::Recipes { name: None } => {
+            for (name, text) in SHIPPED {
+                println!("{name:14} {}", Recipe::parse(name, text, &[])?.description);
+            }
+            Ok(())
+        }
+        Command::Recipes { name: Some(name) } => match SHIPPED.iter().find(|(known, _)| *known == name) {
+            Some((_, text)) => {
+                print!("{text}");
+                Ok(())
+            }
+            None => bail!("no recipe {name}; the program has {}", SHIPPED.map(|(name, _)| name).join(", ")),
+        },
+    }
+}
+
+fn eval(model: &std::path::Path, dataset: &dyn dsd_data::Dataset, batch_size: usize, json: bool) -> Result<()> {
+    let saved = dsd_models::load(model)?;
+    let classes: Vec<&str> = saved.card.classes.iter().map(|class| class.name.as_str()).collect();
+    if classes != dataset.classes().names {
+        let theirs = dataset.classes().names.join(", ");
+        bail!("{}: the model's classes are {}, the dataset's {theirs}", model.display(), classes.join(", "));
+    }
+    let normalisation = stage::data_normalisation(&saved.card.normalisation);
+    let segmenter = saved.segmenter()?;
+    let bar = indicatif::ProgressBar::new(dataset.len() as u64);
+    let matrix = evaluate::evaluate(segmenter.as_ref(), dataset, &normalisation, batch_size, |done| {
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    let summary: Summary = stage::summary(&matrix, dataset)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        let percent = |value: Option<f64>| value.map_or("   –".to_string(), |value| format!("{:6.2}", 100.0 * value));
+        println!("mIoU             {} % over the classes that occur", percent(summary.miou));
+        println!("mean accuracy    {} %", percent(summary.mean_accuracy));
+        println!("pixel accuracy   {} %", percent(summary.pixel_accuracy));
+        println!("freq. weighted   {} %", percent(summary.frequency_weighted_iou));
+        for (name, value) in &summary.iou.0 {
+            println!("  {name:14} {} %", percent(*value));
+        }
+    }
+    Ok(())
+}
+
+fn models(json: bool) -> Result<()> {
+    let variants = dsd_models::variants();
+    if json {
+        let rows: Vec<serde_json::Value> = variants
+            .iter()
+            .map(|variant| {
+                serde_json::json!({
+                    "name": variant.name,
+                    "role": variant.role,
+                    "backbone": variant.backbone,
+                    "description": variant.description,
+                    "parameters": variant.parameters,
+                    "parameters_source": variant.parameters_source,
+                    "config": variant.config,
+                })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(());
+    }
+    println!("{:22} {:18} {:11} {:>11}  description", "name", "role", "backbone", "parameters");
+    for variant in variants {
+        println!(
+            "{:22} {:18} {:11} {:>11}  {}",
+            variant.name, variant.role, variant.backbone, variant.parameters, variant.description
+        );
+    }
+    Ok(())
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DSD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

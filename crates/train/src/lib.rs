@@ -1,0 +1,24 @@
+//! Training, distillation, evaluation and report.
+//!
+//! [`run::train`] is the whole job: a teacher, a baseline student and a distilled student with the same seed, data order
+//! and schedule, then the table and the page that say what distillation was worth. The `dsd` program is a thin shell
+//! around it.
+
+pub mod bench;
+pub mod checkpoint;
+pub mod cli;
+mod error;
+pub mod evaluate;
+pub mod interrupt;
+mod journal;
+pub mod objective;
+pub mod optimiser;
+pub mod predict;
+pub mod recipe;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod stage;
+mod tensors;
+
+pub use error::{Error, Result};

@@ -1,0 +1,313 @@
+//! A whole run: teacher, baseline, distilled; then the table and the page.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dsd_data::{Dataset, IGNORE, OpenOptions};
+use dsd_metrics::{AbsentClass, Summary};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{make_folder, write_whole};
+use crate::journal::Journal;
+use crate::recipe::{ClassWeights, Data, Recipe, Term};
+use crate::stage::{self, Finished, Stage};
+use crate::{Error, Result, report};
+
+/// The three networks of a run, in the order in which they are trained.
+pub const ROLES: [&str; 3] = ["teacher", "baseline", "distilled"];
+
+/// The final table of a run: `metrics.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// The large network.
+    pub teacher: Summary,
+    /// The compact network, trained alone.
+    pub baseline: Summary,
+    /// The compact network, pulled to the teacher.
+    pub distilled: Summary,
+}
+
+/// Where and how a run is made.
+#[derive(Clone, Debug)]
+pub struct RunSettings {
+    /// The run's folder; absent: `runs/NAME`, or the next free `runs/NAME-2`, …
+    pub out: Option<PathBuf>,
+    /// Go on with the run that is in the folder.
+    pub resume: bool,
+}
+
+/// What a run was made with: `environment.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of this program.
+    pub dsd_version: String,
+    /// Commit of the sources that it was built from, where known.
+    pub commit: String,
+    /// Processors that the run could use.
+    pub processors: usize,
+    /// Name of the processor, where known.
+    pub processor: String,
+}
+
+/// Trains all networks of a recipe and writes the run's folder; returns its path.
+///
+/// # Errors
+/// The first thing that goes wrong, naming its culprit. [`Error::Interrupted`] after a stop that was asked for: the
+/// folder then holds a checkpoint.
+pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
+    let folder = run_folder(recipe, settings)?;
+    make_folder(&folder)?;
+    let _lock = lock(&folder)?;
+    keep_recipe(recipe, &folder)?;
+    keep_environment(&folder)?;
+    let mut journal = Journal::open(&folder)?;
+
+    let train = open(&recipe.data, &recipe.data.train_split, recipe.seed, recipe.data.train_count)?;
+    let val = open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
+    tracing::info!(
+        "{}: {} training and {} validation images of {}, {} classes; folder {}",
+        recipe.name,
+        train.len(),
+        val.len(),
+        recipe.data.dataset,
+        train.classes().names.len(),
+        folder.display()
+    );
+    let class_weights = class_weights(recipe.task.class_weights, train.as_ref())?;
+    let stage = |name: &'static str, terms: &[Term]| Stage {
+        name,
+        recipe,
+        role: if name == "teacher" { &recipe.teacher } else { &recipe.student },
+        train: Arc::clone(&train),
+        val: Arc::clone(&val),
+        objective: stage::objective(recipe, class_weights.clone(), terms),
+        teacher: None,
+        run_folder: &folder,
+    };
+
+    let teacher_done = match &recipe.teacher.weights {
+        Some(weights) => take_teacher(recipe, weights, &folder, val.as_ref())?,
+        None => finish(&stage("teacher", &[]), &mut journal)?,
+    };
+    let baseline_done = finish(&stage("baseline", &[]), &mut journal)?;
+    let teacher = dsd_models::load(&folder.join("teacher").join("best"))?.segmenter()?;
+    let distilled = Stage { teacher: Some(teacher.as_ref()), ..stage("distilled", &recipe.distillation) };
+    let distilled_done = finish(&distilled, &mut journal)?;
+
+    let metrics = Metrics {
+        teacher: teacher_done.metrics,
+        baseline: baseline_done.metrics,
+        distilled: distilled_done.metrics,
+    };
+    let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&folder, error))?;
+    write_whole(&folder.join("metrics.json"), &bytes)?;
+    report::write(&folder)?;
+    Ok(folder)
+}
+
+fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
+    match stage.finished()? {
+        Some(finished) => {
+            tracing::info!("{}: finished already", stage.name);
+            Ok(finished)
+        }
+        None => stage.train(journal),
+    }
+}
+
+/// Opens one split of a recipe's dataset.
+///
+/// # Errors
+/// The data crate's, naming what is missing.
+pub fn open(data: &Data, split: &str, seed: u64, count: Option<usize>) -> Result<Arc<dyn Dataset>> {
+    let mut options = OpenOptions { seed, ..OpenOptions::default() };
+    if let Some(count) = count {
+        options.count = count;
+    }
+    if let Some(size) = data.size {
+        options.size = size;
+    }
+    let dataset = dsd_data::open(&data.dataset, data.root.as_deref(), split, &options)?;
+    if dataset.len() == 0 {
+        return Err(Error::Setting(format!("the {split} split of {} has no images", data.dataset)));
+    }
+    Ok(dataset)
+}
+
+/// Evaluates a saved teacher and copies it into the run, which stays complete in itself.
+fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Dataset) -> Result<Finished> {
+    let saved = dsd_models::load(weights)?;
+    let classes = val.classes();
+    let theirs: Vec<&str> = saved.card.classes.iter().map(|class| class.name.as_str()).collect();
+    if theirs != classes.names {
+        let message = format!("the teacher's classes are {}, the dataset's {}", theirs.join(", "), classes.names.join(", "));
+        return Err(Error::file(weights, message));
+    }
+    if saved.card.normalisation != recipe.normalisation {
+        let message = format!(
+            "the teacher was trained with the input normalisation {:?}, the recipe has {:?}; set the recipe's to the teacher's",
+            saved.card.normalisation, recipe.normalisation
+        );
+        return Err(Error::file(weights, message));
+    }
+    let normalisation = stage::data_normalisation(&saved.card.normalisation);
+    let model = saved.segmenter()?;
+    let matrix =
+        crate::evaluate::evaluate(model.as_ref(), val, &normalisation, recipe.evaluation.batch_size, |_| ())?;
+    let miou = matrix.miou(AbsentClass::Skip);
+    tracing::info!("teacher from {}: mIoU {:.2} %", weights.display(), 100.0 * miou.unwrap_or(0.0));
+    let metrics = stage::summary(&matrix, val)?;
+    let parameters = dsd_models::parameter_count(&saved.card.model, theirs.len())?;
+    dsd_models::save(&folder.join("teacher").join("best"), &saved.card, &saved.tensors)?;
+    let finished = Finished { steps: 0, parameters, best_step: 0, last_miou: miou, seconds: 0.0, metrics };
+    stage::write_finished(&folder.join("teacher"), &finished)?;
+    Ok(finished)
+}
+
+/// The weights of the classes, from the labels of the training split.
+fn class_weights(rule: ClassWeights, dataset: &dyn Dataset) -> Result<Option<Vec<f64>>> {
+    if rule == ClassWeights::None {
+        return Ok(None);
+    }
+    let count = dataset.classes().names.len();
+    // Pixels of the class, and counted pixels of the images that show it.
+    let (mut pixels, mut shown) = (vec![0u64; count], vec![0u64; count]);
+    for index in 0..dataset.len() {
+        let mut here = vec![0u64; count];
+        for &id in dataset.sample(index)?.labels.ids.iter().filter(|&&id| id != IGNORE) {
+            if let Some(slot) = here.get_mut(usize::from(id)) {
+                *slot += 1;
+            }
+        }
+        let all: u64 = here.iter().sum();
+        for class in 0..count {
+            pixels[class] += here[class];
+            shown[class] += if here[class] > 0 { all } else { 0 };
+        }
+    }
+    Ok(Some(balance(rule, &pixels, &shown)))
+}
+
+fn balance(rule: ClassWeights, pixels: &[u64], shown: &[u64]) -> Vec<f64> {
+    let total = pixels.iter().sum::<u64>().max(1) as f64;
+    match rule {
+        ClassWeights::None => vec![1.0; pixels.len()],
+        ClassWeights::Enet => pixels.iter().map(|&count| 1.0 / (1.02 + count as f64 / total).ln()).collect(),
+        ClassWeights::MedianFrequency => {
+            let frequency = |class: usize| pixels[class] as f64 / shown[class].max(1) as f64;
+            let mut present: Vec<f64> =
+                (0..pixels.len()).filter(|&class| pixels[class] > 0).map(frequency).collect();
+            present.sort_by(f64::total_cmp);
+            let median = match present.len() {
+                0 => 1.0,
+                n if n % 2 == 1 => present[n / 2],
+                n => 0.5 * (present[n / 2 - 1] + present[n / 2]),
+            };
+            (0..pixels.len()).map(|class| if pixels[class] > 0 { median / frequency(class) } else { 1.0 }).collect()
+        }
+    }
+}
+
+/// The folder of the run, by the settings.
+fn run_folder(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
+    let numbered = |number: usize| match number {
+        1 => Path::new("runs").join(&recipe.name),
+        _ => Path::new("runs").join(format!("{}-{number}", recipe.name)),
+    };
+    let used = |folder: &Path| folder.join("recipe.toml").exists();
+    match (&settings.out, settings.resume) {
+        (Some(out), false) if used(out) => {
+            Err(Error::file(out, "holds a run already; continue it with --resume or choose another --out"))
+        }
+        (Some(out), true) if !used(out) => Err(Error::file(out, "holds no run to resume")),
+        (Some(out), _) => Ok(out.clone()),
+        (None, false) => Ok((1..).map(numbered).find(|folder| !used(folder)).unwrap_or_else(|| numbered(1))),
+        (None, true) => (1..)
+            .map(numbered)
+            .take_while(|folder| used(folder))
+            .last()
+            .ok_or_else(|| Error::file(&numbered(1), "holds no run to resume")),
+    }
+}
+
+/// Writes the resolved recipe, or compares it with the one that the run was started with.
+fn keep_recipe(recipe: &Recipe, folder: &Path) -> Result<()> {
+    let path = folder.join("recipe.toml");
+    if path.exists() {
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::file(&path, error))?;
+        let before = Recipe::parse(&path.display().to_string(), &text, &[])?;
+        let changed = crate::recipe::differences(&before, recipe)?;
+        if !changed.is_empty() {
+            let message = format!("the run was started with another recipe: {}", changed.join("; "));
+            return Err(Error::file(&path, message));
+        }
+        return Ok(());
+    }
+    write_whole(&path, recipe.to_toml()?.as_bytes())
+}
+
+fn keep_environment(folder: &Path) -> Result<()> {
+    let path = folder.join("environment.json");
+    if path.exists() {
+        return Ok(());
+    }
+    let bytes = serde_json::to_vec_pretty(&environment()).map_err(|error| Error::file(&path, error))?;
+    write_whole(&path, &bytes)
+}
+
+/// What this program runs on.
+#[must_use]
+pub fn environment() -> Environment {
+    let processor = std::fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?.to_string();
+            line.split_once(':').map(|(_, name)| name.trim().to_string())
+        })
+        .unwrap_or_else(|| std::env::consts::ARCH.to_string());
+    Environment {
+        dsd_version: env!("CARGO_PKG_VERSION").to_string(),
+        commit: option_env!("DSD_COMMIT").unwrap_or("unknown").to_string(),
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        processor,
+    }
+}
+
+/// Holds the run's folder for this process alone.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("run.lock");
+    let file = File::create(&path).map_err(|error| Error::file(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::file(folder, "another process is working on this run; wait for it or choose another --out"))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::file(&path, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_frequency_and_enet_weights_are_their_formulas() {
+        // Class 0: 60 of 200 pixels in two images; class 1: 40 of the 100 in one; class 2 never.
+        let weights = balance(ClassWeights::MedianFrequency, &[60, 40, 0], &[200, 100, 0]);
+        let expected = [0.35 / 0.3, 0.35 / 0.4, 1.0];
+        assert!(weights.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?}");
+        let weights = balance(ClassWeights::Enet, &[60, 40, 0], &[200, 100, 0]);
+        let expected = [1.0 / 1.62f64.ln(), 1.0 / 1.42f64.ln(), 1.0 / 1.02f64.ln()];
+        assert!(weights.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?}");
+    }
+
+    #[test]
+    fn a_folder_that_is_in_use_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = lock(folder.path()).unwrap();
+        assert!(lock(folder.path()).unwrap_err().to_string().contains("another process"));
+        drop(held);
+        lock(folder.path()).unwrap();
+    }
+}

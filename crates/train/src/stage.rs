@@ -1,0 +1,333 @@
+//! One stage of a run: training one network to its last step.
+//!
+//! A stage is a function of its recipe: initial weights, data order, augmentation and dropout all follow from the seed,
+//! the step and the names of parameters. Stopped at any step and continued, it goes on where it was.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use dsd_data::{Dataset, IGNORE, Loader, LoaderOptions};
+use dsd_metrics::{AbsentClass, ConfusionMatrix, Summary};
+use dsd_models::{ClassInfo, Mode, ModelCard, ParamStore, Segmenter};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, Checkpoint, State};
+use crate::evaluate::evaluate;
+use crate::journal::{Journal, Line};
+use crate::objective::Objective;
+use crate::optimiser::Optimiser;
+use crate::recipe::{Recipe, Role};
+use crate::{Error, Result, interrupt, tensors};
+
+/// What a finished stage leaves in `done.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Training steps; 0 for a network that was loaded.
+    pub steps: u64,
+    /// Trainable numbers.
+    pub parameters: usize,
+    /// Step of the best evaluation, whose weights are in `best/`.
+    pub best_step: u64,
+    /// Mean IoU of the last step, 0–1.
+    pub last_miou: Option<f64>,
+    /// Seconds of training, evaluation included.
+    pub seconds: f64,
+    /// The best weights' metrics on the validation split.
+    pub metrics: Summary,
+}
+
+/// What a stage works with.
+pub(crate) struct Stage<'a> {
+    /// `teacher`, `baseline` or `distilled`.
+    pub(crate) name: &'static str,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) role: &'a Role,
+    pub(crate) train: Arc<dyn Dataset>,
+    pub(crate) val: Arc<dyn Dataset>,
+    pub(crate) objective: Objective,
+    /// A network without a graph, in evaluation mode.
+    pub(crate) teacher: Option<&'a dyn Segmenter>,
+    pub(crate) run_folder: &'a Path,
+}
+
+impl Stage<'_> {
+    fn folder(&self) -> PathBuf {
+        self.run_folder.join(self.name)
+    }
+
+    /// The result of this stage if it is finished already.
+    pub(crate) fn finished(&self) -> Result<Option<Finished>> {
+        let path = self.folder().join("done.json");
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::file(&path, error)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::file(&path, error)),
+        }
+    }
+
+    /// Trains from the newest checkpoint, or from the seed, to the last step.
+    pub(crate) fn train(&self, journal: &mut Journal) -> Result<Finished> {
+        let store = ParamStore::new(self.recipe.seed, DType::F32, &Device::Cpu);
+        let num_classes = self.train.classes().names.len();
+        let config = self.role.model.config()?;
+        let network = dsd_models::build(&config, num_classes, store.builder())?;
+        let twin = dsd_models::build(&config, num_classes, store.frozen_builder())?;
+        let mut optimiser = Optimiser::new(self.role.optimiser, &store);
+        let checkpoints = self.folder().join("checkpoints");
+        checkpoint::make_folder(&checkpoints)?;
+
+        let mut state = State::default();
+        let (saved, skipped) = checkpoint::load_newest(&checkpoints)?;
+        for message in skipped {
+            tracing::warn!("skipped a checkpoint: {message}");
+        }
+        if let Some(saved) = saved {
+            store.apply(&saved.model)?;
+            optimiser.restore(&saved.optimiser, saved.state.updates)?;
+            state = saved.state;
+            tracing::info!("{}: continuing after step {}", self.name, state.step);
+        }
+        journal.rewind(self.name, state.step)?;
+
+        let started = Instant::now();
+        let seconds_before = state.seconds;
+        let bar = self.bar(state.step);
+        let mut loader = Loader::new(
+            Arc::clone(&self.train),
+            Arc::new(augmentation(self.recipe)),
+            LoaderOptions {
+                batch_size: self.role.batch_size,
+                seed: self.recipe.seed,
+                workers: self.recipe.run.workers,
+                prefetch: self.recipe.run.prefetch,
+                first_step: state.step,
+            },
+        )?;
+        loop {
+            // Evaluation and checkpoint of the step before come first, so that a stage stopped between the two does
+            // them when it is continued.
+            let last = state.step >= self.role.steps;
+            if (last || state.step.is_multiple_of(self.recipe.evaluation.every)) && state.evaluated < state.step {
+                bar.set_message("evaluating");
+                match self.evaluate(twin.as_ref()) {
+                    Err(_) if interrupt::requested() => {}
+                    matrix => self.keep_best(&matrix?, &store, &config, journal, &mut state)?,
+                }
+                state.seconds = seconds_before + started.elapsed().as_secs_f64();
+            }
+            let stop = interrupt::requested();
+            if stop || last || (state.step > 0 && state.step.is_multiple_of(self.recipe.run.checkpoint_every)) {
+                let tensors = store.tensors();
+                let saved = Checkpoint { model: tensors, optimiser: optimiser.tensors()?, state: state.clone() };
+                checkpoint::save(&checkpoints, &saved)?;
+            }
+            if stop {
+                bar.finish_and_clear();
+                let (role, folder) = (self.name.to_string(), self.run_folder.to_path_buf());
+                return Err(Error::Interrupted { role, step: state.step, folder });
+            }
+            if last {
+                break;
+            }
+
+            let batch = loader.next().ok_or_else(|| Error::Setting("the loader ended early".to_string()))??;
+            let learning_rate = optimiser.base_rate() * self.role.schedule.factor(state.step, self.role.steps);
+            let line = self.step(network.as_ref(), &mut optimiser, batch, learning_rate, state.step)?;
+            state.step += 1;
+            state.updates = optimiser.updates();
+            state.seconds = seconds_before + started.elapsed().as_secs_f64();
+            show(&bar, state.step, &line);
+            let due = state.step.is_multiple_of(self.recipe.run.log_every);
+            if due || state.step == 1 || state.step == self.role.steps {
+                journal.write(&line)?;
+            }
+        }
+        bar.finish_and_clear();
+        self.finish(&state, &store)
+    }
+
+    fn step(
+        &self,
+        network: &dyn Segmenter,
+        optimiser: &mut Optimiser,
+        mut batch: dsd_data::Batch,
+        learning_rate: f64,
+        step: u64,
+    ) -> Result<Line> {
+        let names = std::mem::take(&mut batch.names);
+        let (images, labels) = tensors::from_batch(batch, &Device::Cpu)?;
+        let teacher = match self.teacher {
+            Some(teacher) if self.objective.needs_teacher() => Some(teacher.forward(&images, Mode::Eval)?),
+            _ => None,
+        };
+        let student = network.forward(&images, Mode::Train { seed: self.recipe.seed, step })?;
+        let terms = self.objective.terms(&student, teacher.as_ref(), &labels)?;
+        let mut values = BTreeMap::new();
+        let mut total: Option<candle_core::Tensor> = None;
+        let mut total_value = 0.0;
+        for term in &terms {
+            let value = f64::from(term.loss.to_scalar::<f32>()?);
+            if !value.is_finite() {
+                return Err(Error::NotFinite {
+                    role: self.name.to_string(),
+                    step: step + 1,
+                    term: term.name.clone(),
+                    value,
+                    samples: names.join(", "),
+                });
+            }
+            values.insert(term.name.clone(), value);
+            total_value += term.weight * value;
+            let weighted = (&term.loss * term.weight)?;
+            total = Some(match total {
+                Some(sum) => (sum + weighted)?,
+                None => weighted,
+            });
+        }
+        if let Some(total) = total {
+            let gradients = total.backward()?;
+            optimiser.step(&gradients, learning_rate)?;
+        }
+        Ok(Line::Step { role: self.name.to_string(), step: step + 1, learning_rate, total: total_value, terms: values })
+    }
+
+    fn evaluate(&self, twin: &dyn Segmenter) -> Result<ConfusionMatrix> {
+        let normalisation = data_normalisation(&self.recipe.normalisation);
+        evaluate(twin, self.val.as_ref(), &normalisation, self.recipe.evaluation.batch_size, |_| ())
+    }
+
+    /// Logs an evaluation and keeps the weights if none was better.
+    fn keep_best(
+        &self,
+        matrix: &ConfusionMatrix,
+        store: &ParamStore,
+        config: &dsd_models::ModelConfig,
+        journal: &mut Journal,
+        state: &mut State,
+    ) -> Result<()> {
+        let value = matrix.miou(AbsentClass::Skip).unwrap_or(0.0);
+        let pixel_accuracy = matrix.pixel_accuracy().unwrap_or(0.0);
+        journal.write(&Line::Evaluation { role: self.name.to_string(), step: state.step, miou: value, pixel_accuracy })?;
+        tracing::info!(
+            "{}, step {} of {}: mIoU {:.2} %, pixel accuracy {:.2} %",
+            self.name,
+            state.step,
+            self.role.steps,
+            100.0 * value,
+            100.0 * pixel_accuracy
+        );
+        (state.evaluated, state.last_miou) = (state.step, Some(value));
+        if state.best.is_none_or(|(_, best)| value > best) {
+            state.best = Some((state.step, value));
+            let metrics = summary(matrix, self.val.as_ref())?;
+            let card = self.card(config, state.step, &metrics)?;
+            dsd_models::save(&self.folder().join("best"), &card, &store.tensors())?;
+            let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&self.folder(), error))?;
+            checkpoint::write_whole(&self.folder().join("best").join("metrics.json"), &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn card(&self, config: &dsd_models::ModelConfig, step: u64, metrics: &Summary) -> Result<ModelCard> {
+        let classes = self.train.classes();
+        let classes = classes
+            .names
+            .iter()
+            .zip(&classes.colours)
+            .map(|(name, colour)| ClassInfo { name: name.clone(), colour: *colour })
+            .collect();
+        let training = serde_json::json!({
+            "run": self.recipe.name,
+            "role": self.name,
+            "step": step,
+            "seed": self.recipe.seed,
+            "dataset": self.recipe.data.dataset,
+            "val_split": self.recipe.data.val_split,
+            "val_miou": metrics.miou,
+            "dsd_version": env!("CARGO_PKG_VERSION"),
+        });
+        Ok(ModelCard {
+            format_version: dsd_models::FORMAT_VERSION,
+            model: *config,
+            classes,
+            normalisation: self.recipe.normalisation,
+            weights_sha256: String::new(),
+            training,
+        })
+    }
+
+    fn finish(&self, state: &State, store: &ParamStore) -> Result<Finished> {
+        let path = self.folder().join("best").join("metrics.json");
+        let bytes = std::fs::read(&path).map_err(|error| Error::file(&path, error))?;
+        let metrics = serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, error))?;
+        let finished = Finished {
+            steps: state.step,
+            parameters: store.parameters().iter().map(|parameter| parameter.var.as_tensor().elem_count()).sum(),
+            best_step: state.best.map_or(0, |(step, _)| step),
+            last_miou: state.last_miou,
+            seconds: state.seconds,
+            metrics,
+        };
+        write_finished(&self.folder(), &finished)?;
+        Ok(finished)
+    }
+
+    fn bar(&self, step: u64) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(self.role.steps), ProgressDrawTarget::stderr());
+        let template = "{prefix:>9} {bar:24} {pos}/{len} {per_sec} left {eta} {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(self.name);
+        bar.set_position(step);
+        bar.reset_eta();
+        bar
+    }
+}
+
+/// Writes `done.json`: the mark that a stage needs no more work.
+pub(crate) fn write_finished(folder: &Path, finished: &Finished) -> Result<()> {
+    let path = folder.join("done.json");
+    let bytes = serde_json::to_vec_pretty(finished).map_err(|error| Error::file(&path, error))?;
+    checkpoint::write_whole(&path, &bytes)
+}
+
+/// The metrics of a confusion matrix with the dataset's class names.
+pub(crate) fn summary(matrix: &ConfusionMatrix, dataset: &dyn Dataset) -> Result<Summary> {
+    Ok(matrix.summary(&dataset.classes().names)?)
+}
+
+/// The objective of a stage; `IGNORE` is the label that counts nowhere.
+pub(crate) fn objective(recipe: &Recipe, class_weights: Option<Vec<f64>>, terms: &[crate::recipe::Term]) -> Objective {
+    Objective::new(recipe.task.clone(), class_weights, IGNORE, terms)
+}
+
+/// The same numbers in the data crate's type.
+pub(crate) fn data_normalisation(normalisation: &dsd_models::Normalisation) -> dsd_data::Normalisation {
+    dsd_data::Normalisation { mean: normalisation.mean, std: normalisation.std }
+}
+
+fn augmentation(recipe: &Recipe) -> dsd_data::Augmentation {
+    let settings = &recipe.augmentation;
+    dsd_data::Augmentation {
+        scale: dsd_data::ScaleRange { min: settings.scale[0], max: settings.scale[1], step: settings.scale_step },
+        crop: settings.crop,
+        flip: settings.flip,
+        brightness: settings.brightness,
+        contrast: settings.contrast,
+        saturation: settings.saturation,
+        normalisation: data_normalisation(&recipe.normalisation),
+    }
+}
+
+fn show(bar: &ProgressBar, step: u64, line: &Line) {
+    if let Line::Step { total, terms, .. } = line {
+        let parts: Vec<String> = terms.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        bar.set_message(format!("loss {total:.3} ({})", parts.join(", ")));
+    }
+    bar.set_position(step);
+}
