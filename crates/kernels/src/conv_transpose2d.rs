@@ -119,7 +119,7 @@ impl ConvTranspose2dShape {
 /// The output.
 ///
 /// # Shapes
-/// `x` [N,C,H,W], `weight` [C,K/groups,kh,kw], `bias` \[K\]; `y` [N,K,Ho,Wo] with
+/// `x` `[N,C,H,W]`, `weight` [C,K/groups,kh,kw], `bias` \[K\]; `y` `[N,K,Ho,Wo]` with
 /// Ho = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1, which is overwritten.
 ///
 /// # Errors
@@ -170,7 +170,7 @@ fn add_bias<T: Element>(adjoint: &Conv2dShape, bias: Option<&[T]>, y: &mut [T]) 
     }
 }
 
-/// The gradient of the input: `weight` and `grad_y` [N,K,Ho,Wo] give `grad_x` [N,C,H,W], which is overwritten.
+/// The gradient of the input: `weight` and `grad_y` `[N,K,Ho,Wo]` give `grad_x` `[N,C,H,W]`, which is overwritten.
 ///
 /// # Errors
 /// As [`forward`].
@@ -196,7 +196,7 @@ pub fn backward_input_vec<T: Element>(shape: &ConvTranspose2dShape, weight: &[T]
     conv2d::forward_vec(&adjoint, grad_y, weight, None)
 }
 
-/// The gradient of the weight: `x` [N,C,H,W] and `grad_y` [N,K,Ho,Wo] give `grad_weight` [C,K/groups,kh,kw], which is
+/// The gradient of the weight: `x` `[N,C,H,W]` and `grad_y` `[N,K,Ho,Wo]` give `grad_weight` [C,K/groups,kh,kw], which is
 /// overwritten.
 ///
 /// # Errors
@@ -212,7 +212,7 @@ pub fn backward_weight<T: Element>(
     conv2d::backward_weight(&adjoint, grad_y, x, grad_weight)
 }
 
-/// The gradient of the bias: `grad_y` [N,K,Ho,Wo] summed over images and pixels gives `grad_bias` \[K\], which is
+/// The gradient of the bias: `grad_y` `[N,K,Ho,Wo]` summed over images and pixels gives `grad_bias` \[K\], which is
 /// overwritten.
 ///
 /// # Errors

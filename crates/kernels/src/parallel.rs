@@ -17,7 +17,10 @@ pub(crate) struct Shared<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-#[allow(unsafe_code, reason = "a pointer into a slice of Send elements may cross threads; disjointness is each user's proof")]
+#[allow(
+    unsafe_code,
+    reason = "a pointer into a slice of Send elements may cross threads; disjointness is each user's proof"
+)]
 // SAFETY: the pointer stands for a `&mut [T]`, which is Send and Sync for such use when T is Send.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
 #[allow(unsafe_code, reason = "as above")]

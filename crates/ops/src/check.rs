@@ -52,7 +52,11 @@ pub fn same_shape(op: &'static str, argument: &'static str, tensor: &Tensor, exp
 /// # Errors
 /// Param.
 pub fn positive(op: &'static str, argument: &'static str, value: f64) -> Result<f64> {
-    if value.is_finite() && value > 0.0 { Ok(value) } else { Err(param(op, argument, "a finite number above 0", value)) }
+    if value.is_finite() && value > 0.0 {
+        Ok(value)
+    } else {
+        Err(param(op, argument, "a finite number above 0", value))
+    }
 }
 
 /// An [`Error::Shape`].

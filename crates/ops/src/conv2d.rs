@@ -31,13 +31,13 @@ impl Default for Conv2dOptions {
 
 /// 2-D convolution (cross-correlation, as every network library means it).
 ///
-/// y[n,k,i,j] = bias[k] + Σ_{c,u,v} weight[k,c,u,v] · x[n, c, i·s + u·d − p, j·s + v·d − p], zero outside the input.
+/// `y[n,k,i,j] = bias[k] + Σ_{c,u,v} weight[k,c,u,v] · x[n, c, i·s + u·d − p, j·s + v·d − p]`, zero outside the input.
 ///
 /// # Shapes
-/// `x` [N,C,H,W] f32 or f64; `weight` [K,C/groups,kh,kw] and `bias` \[K\] of the same type.
+/// `x` `[N,C,H,W]` f32 or f64; `weight` `[K,C/groups,kh,kw]` and `bias` `[K]` of the same type.
 ///
 /// # Returns
-/// [N,K,Ho,Wo] with Ho = (H + 2p − d·(kh − 1) − 1) / s + 1, rounded down.
+/// `[N,K,Ho,Wo]` with Ho = (H + 2p − d·(kh − 1) − 1) / s + 1, rounded down.
 ///
 /// # Gradient
 /// Reaches `x`, `weight` and `bias`; that of `x` is computed only where `x` needs one.

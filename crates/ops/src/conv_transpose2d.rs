@@ -35,10 +35,10 @@ impl Default for ConvTranspose2dOptions {
 /// Transposed 2-D convolution: the linear map whose transpose is [`crate::conv2d`] with the same weight.
 ///
 /// # Shapes
-/// `x` [N,C,H,W] f32 or f64; `weight` [C,K/groups,kh,kw] and `bias` \[K\] of the same type.
+/// `x` `[N,C,H,W]` f32 or f64; `weight` `[C,K/groups,kh,kw]` and `bias` `[K]` of the same type.
 ///
 /// # Returns
-/// [N,K,Ho,Wo] with Ho = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1.
+/// `[N,K,Ho,Wo]` with Ho = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1.
 ///
 /// # Gradient
 /// Reaches `x`, `weight` and `bias`; that of `x` is computed only where `x` needs one.

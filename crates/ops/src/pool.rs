@@ -69,7 +69,7 @@ pub fn max_pool2d_with_indices(x: &Tensor, options: PoolOptions) -> Result<(Tens
 /// Max unpool, as PyTorch's `F.max_unpool2d`: zeros with the values of x at the places that `indices` name.
 ///
 /// # Shapes
-/// x: `[N,C,H,W]` f32 or f64, maybe strided. indices: u32 `[N,C,H,W]`, h · size[1] + w in the output plane.
+/// x: `[N,C,H,W]` f32 or f64, maybe strided. indices: u32 `[N,C,H,W]`, `h · size[1] + w` in the output plane.
 /// size: output height and width.
 /// # Returns
 /// `[N,C,size[0],size[1]]`. Where an index comes twice in a plane (overlapping windows), the last value in row order wins.

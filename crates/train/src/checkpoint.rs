@@ -122,8 +122,7 @@ pub fn load_newest(folder: &Path) -> Result<(Option<Checkpoint>, Vec<String>)> {
 /// [`Error::File`] naming the file that is missing, has another size or another hash.
 pub fn load(folder: &Path) -> Result<Checkpoint> {
     let path = folder.join("manifest.json");
-    let manifest: Manifest =
-        serde_json::from_slice(&read(&path)?).map_err(|error| Error::file(&path, error))?;
+    let manifest: Manifest = serde_json::from_slice(&read(&path)?).map_err(|error| Error::file(&path, error))?;
     if manifest.version != MANIFEST_VERSION {
         let message = format!("manifest version {}, expected {MANIFEST_VERSION}", manifest.version);
         return Err(Error::file(&path, message));

@@ -163,7 +163,10 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Data { dataset: DataCommand::Camvid { from, to } } => {
             let report = dsd_data::import_camvid(&from, &to)?;
             for (split, count) in &report.splits {
-                println!("{split:6} {}", count.map_or("not in the source".to_string(), |count| format!("{count} pairs, all read")));
+                println!(
+                    "{split:6} {}",
+                    count.map_or("not in the source".to_string(), |count| format!("{count} pairs, all read"))
+                );
             }
             if let Some(name) = &report.known_archive {
                 println!("the archive is {name}");

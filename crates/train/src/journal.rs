@@ -59,11 +59,8 @@ impl Journal {
     /// Opens the log of a run for appending.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("log.jsonl");
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(|error| Error::file(&path, error))?;
+        let file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(|error| Error::file(&path, error))?;
         Ok(Self { path, file })
     }
 

@@ -38,8 +38,7 @@ impl Objective {
         let mut named: Vec<(String, Term)> = Vec::new();
         for term in terms.iter().filter(|term| term.weight() > 0.0) {
             let earlier = named.iter().filter(|(_, other)| other.name() == term.name()).count();
-            let name =
-                if earlier == 0 { term.name().to_string() } else { format!("{}_{}", term.name(), earlier + 1) };
+            let name = if earlier == 0 { term.name().to_string() } else { format!("{}_{}", term.name(), earlier + 1) };
             named.push((name, term.clone()));
         }
         Self { task, class_weights, ignore_label, terms: named }

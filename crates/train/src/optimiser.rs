@@ -45,7 +45,13 @@ impl Optimiser {
             .into_iter()
             .map(|Parameter { name, var, decay, .. }| {
                 let count = var.as_tensor().elem_count();
-                Slot { name, var, decay, first: vec![0.0; count], second: if adam { vec![0.0; count] } else { Vec::new() } }
+                Slot {
+                    name,
+                    var,
+                    decay,
+                    first: vec![0.0; count],
+                    second: if adam { vec![0.0; count] } else { Vec::new() },
+                }
             })
             .collect();
         Self { settings, slots, updates: 0 }
@@ -55,7 +61,9 @@ impl Optimiser {
     #[must_use]
     pub fn base_rate(&self) -> f64 {
         match self.settings {
-            recipe::Optimiser::Sgd { learning_rate, .. } | recipe::Optimiser::Adamw { learning_rate, .. } => learning_rate,
+            recipe::Optimiser::Sgd { learning_rate, .. } | recipe::Optimiser::Adamw { learning_rate, .. } => {
+                learning_rate
+            }
         }
     }
 
@@ -86,8 +94,7 @@ impl Optimiser {
                 state: Mutex::new((std::mem::take(&mut slot.first), std::mem::take(&mut slot.second))),
             };
             let done = slot.var.as_tensor().inplace_op2(&gradient, &update);
-            (slot.first, slot.second) =
-                update.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            (slot.first, slot.second) = update.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
             done?;
         }
         Ok(())
@@ -141,7 +148,9 @@ impl Optimiser {
                     Ok(values)
                 } else {
                     let got = values.len();
-                    Err(Error::Setting(format!("the saved optimiser state {name} has {got} elements, expected {expected}")))
+                    Err(Error::Setting(format!(
+                        "the saved optimiser state {name} has {got} elements, expected {expected}"
+                    )))
                 }
             };
             states.push((part("first", slot.first.len())?, part("second", slot.second.len())?));
@@ -180,7 +189,13 @@ impl InplaceOp2 for Update {
         "optimiser-update"
     }
 
-    fn cpu_fwd(&self, parameter: &mut CpuStorage, to: &Layout, gradient: &CpuStorage, from: &Layout) -> candle_core::Result<()> {
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        to: &Layout,
+        gradient: &CpuStorage,
+        from: &Layout,
+    ) -> candle_core::Result<()> {
         let strided = || candle_core::Error::Msg("optimiser: a parameter or its gradient is strided".to_string());
         let (start, end) = to.contiguous_offsets().ok_or_else(strided)?;
         let CpuStorage::F32(parameter) = parameter else {
@@ -199,7 +214,8 @@ impl InplaceOp2 for Update {
             }
             recipe::Optimiser::Adamw { betas, eps, weight_decay, decay_all, .. } => {
                 let weight_decay = if self.decay || decay_all { weight_decay } else { 0.0 };
-                let settings = AdamW { learning_rate: self.learning_rate, beta1: betas[0], beta2: betas[1], eps, weight_decay };
+                let settings =
+                    AdamW { learning_rate: self.learning_rate, beta1: betas[0], beta2: betas[1], eps, weight_decay };
                 adamw_step(parameter, gradient, first, second, self.updates, settings)
             }
         };

@@ -358,7 +358,8 @@ impl Recipe {
     }
 
     fn check(&self, label: &str) -> Result<()> {
-        let refuse = |key: &str, expected: &str, got: String| Err(wrong(label, format!("{key} is {got}, expected {expected}")));
+        let refuse =
+            |key: &str, expected: &str, got: String| Err(wrong(label, format!("{key} is {got}, expected {expected}")));
         if self.version != VERSION {
             return refuse("version", &VERSION.to_string(), self.version.to_string());
         }
@@ -375,16 +376,28 @@ impl Recipe {
             let (Optimiser::Sgd { learning_rate, weight_decay, clip_norm, .. }
             | Optimiser::Adamw { learning_rate, weight_decay, clip_norm, .. }) = role.optimiser;
             if !(learning_rate.is_finite() && learning_rate > 0.0) {
-                return refuse(&format!("{name}.optimiser.learning_rate"), "a number above 0", learning_rate.to_string());
+                return refuse(
+                    &format!("{name}.optimiser.learning_rate"),
+                    "a number above 0",
+                    learning_rate.to_string(),
+                );
             }
             if !(weight_decay.is_finite() && weight_decay >= 0.0) {
-                return refuse(&format!("{name}.optimiser.weight_decay"), "a number not below 0", weight_decay.to_string());
+                return refuse(
+                    &format!("{name}.optimiser.weight_decay"),
+                    "a number not below 0",
+                    weight_decay.to_string(),
+                );
             }
             if clip_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
                 return refuse(&format!("{name}.optimiser.clip_norm"), "a number above 0", format!("{clip_norm:?}"));
             }
             if !(role.schedule.power.is_finite() && role.schedule.power >= 0.0) {
-                return refuse(&format!("{name}.schedule.power"), "a number not below 0", role.schedule.power.to_string());
+                return refuse(
+                    &format!("{name}.schedule.power"),
+                    "a number not below 0",
+                    role.schedule.power.to_string(),
+                );
             }
         }
         if self.student.weights.is_some() {
@@ -482,10 +495,9 @@ fn lay_over(label: &str, table: &mut toml::Table, entry: &str) -> Result<()> {
             }
             Some(toml::Value::Array(items)) => {
                 let count = items.len();
-                part.parse::<usize>()
-                    .ok()
-                    .and_then(|index| items.get_mut(index))
-                    .ok_or_else(|| unknown(&format!("is a list of {count}; expected a position below that, got {part}")))?
+                part.parse::<usize>().ok().and_then(|index| items.get_mut(index)).ok_or_else(|| {
+                    unknown(&format!("is a list of {count}; expected a position below that, got {part}"))
+                })?
             }
             Some(_) => return Err(unknown("is a single value and has no keys")),
         };

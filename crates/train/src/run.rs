@@ -95,11 +95,8 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
     let distilled = Stage { teacher: Some(teacher.as_ref()), ..stage("distilled", &recipe.distillation) };
     let distilled_done = finish(&distilled, &mut journal)?;
 
-    let metrics = Metrics {
-        teacher: teacher_done.metrics,
-        baseline: baseline_done.metrics,
-        distilled: distilled_done.metrics,
-    };
+    let metrics =
+        Metrics { teacher: teacher_done.metrics, baseline: baseline_done.metrics, distilled: distilled_done.metrics };
     let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&folder, error))?;
     write_whole(&folder.join("metrics.json"), &bytes)?;
     report::write(&folder)?;
@@ -129,7 +126,7 @@ pub fn open(data: &Data, split: &str, seed: u64, count: Option<usize>) -> Result
         options.size = size;
     }
     let dataset = dsd_data::open(&data.dataset, data.root.as_deref(), split, &options)?;
-    if dataset.len() == 0 {
+    if dataset.is_empty() {
         return Err(Error::Setting(format!("the {split} split of {} has no images", data.dataset)));
     }
     Ok(dataset)
@@ -141,7 +138,8 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
     let classes = val.classes();
     let theirs: Vec<&str> = saved.card.classes.iter().map(|class| class.name.as_str()).collect();
     if theirs != classes.names {
-        let message = format!("the teacher's classes are {}, the dataset's {}", theirs.join(", "), classes.names.join(", "));
+        let message =
+            format!("the teacher's classes are {}, the dataset's {}", theirs.join(", "), classes.names.join(", "));
         return Err(Error::file(weights, message));
     }
     if saved.card.normalisation != recipe.normalisation {
@@ -153,8 +151,7 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
     }
     let normalisation = stage::data_normalisation(&saved.card.normalisation);
     let model = saved.segmenter()?;
-    let matrix =
-        crate::evaluate::evaluate(model.as_ref(), val, &normalisation, recipe.evaluation.batch_size, |_| ())?;
+    let matrix = crate::evaluate::evaluate(model.as_ref(), val, &normalisation, recipe.evaluation.batch_size, |_| ())?;
     let miou = matrix.miou(AbsentClass::Skip);
     tracing::info!("teacher from {}: mIoU {:.2} %", weights.display(), 100.0 * miou.unwrap_or(0.0));
     let metrics = stage::summary(&matrix, val)?;
@@ -196,8 +193,7 @@ fn balance(rule: ClassWeights, pixels: &[u64], shown: &[u64]) -> Vec<f64> {
         ClassWeights::Enet => pixels.iter().map(|&count| 1.0 / (1.02 + count as f64 / total).ln()).collect(),
         ClassWeights::MedianFrequency => {
             let frequency = |class: usize| pixels[class] as f64 / shown[class].max(1) as f64;
-            let mut present: Vec<f64> =
-                (0..pixels.len()).filter(|&class| pixels[class] > 0).map(frequency).collect();
+            let mut present: Vec<f64> = (0..pixels.len()).filter(|&class| pixels[class] > 0).map(frequency).collect();
             present.sort_by(f64::total_cmp);
             let median = match present.len() {
                 0 => 1.0,

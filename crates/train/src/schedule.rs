@@ -21,8 +21,7 @@ impl Schedule {
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         let progress = step as f64 / steps.max(1) as f64;
         let decay = (1.0 - progress).max(0.0).powf(self.power);
-        let warmup =
-            if step < self.warmup_steps { (step + 1) as f64 / (self.warmup_steps + 1) as f64 } else { 1.0 };
+        let warmup = if step < self.warmup_steps { (step + 1) as f64 / (self.warmup_steps + 1) as f64 } else { 1.0 };
         decay * warmup
     }
 }

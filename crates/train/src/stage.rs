@@ -211,7 +211,12 @@ impl Stage<'_> {
     ) -> Result<()> {
         let value = matrix.miou(AbsentClass::Skip).unwrap_or(0.0);
         let pixel_accuracy = matrix.pixel_accuracy().unwrap_or(0.0);
-        journal.write(&Line::Evaluation { role: self.name.to_string(), step: state.step, miou: value, pixel_accuracy })?;
+        journal.write(&Line::Evaluation {
+            role: self.name.to_string(),
+            step: state.step,
+            miou: value,
+            pixel_accuracy,
+        })?;
         tracing::info!(
             "{}, step {} of {}: mIoU {:.2} %, pixel accuracy {:.2} %",
             self.name,

@@ -37,11 +37,20 @@ impl Sky {
             let base = mix(light.haze, self.zenith, (rise / top.max(0.2)).sqrt().min(1.0));
             // Clouds get flatter towards the horizon.
             let v = 0.9 / (rise + 0.12);
-            for x in 0..canvas.width {
+            // Clouds are soft: every fourth pixel is enough, the others lie between.
+            let density = |x: usize| {
                 let u = (x as f32 - camera.centre) * per_pixel * (v + 0.6);
-                let density = layered(u * 1.7, v * 1.1, self.seed, 3) + self.clouds - 0.98;
-                let share = (density * 3.2).clamp(0.0, 1.0);
-                canvas.colours[y * canvas.width + x] = mix(base, self.cloud, share * 0.85);
+                layered(u * 1.7, v * 1.1, self.seed, 3) + self.clouds - 0.98
+            };
+            let row = &mut canvas.colours[y * canvas.width..(y + 1) * canvas.width];
+            let mut left = density(0);
+            for (block, pixels) in row.chunks_mut(4).enumerate() {
+                let right = density(4 * block + 4);
+                for (step, colour) in pixels.iter_mut().enumerate() {
+                    let share = ((left + (right - left) * step as f32 * 0.25) * 3.2).clamp(0.0, 1.0);
+                    *colour = mix(base, self.cloud, share * 0.85);
+                }
+                left = right;
             }
         }
     }
@@ -209,7 +218,7 @@ impl Ground {
             } else {
                 1.0
             };
-            let grain = 0.84 + 0.32 * layered(s * 1.6, z * 1.6, self.seed ^ 3, 2);
+            let grain = 0.84 + 0.32 * smooth(s * 1.9, z * 1.9, self.seed ^ 3);
             return (mix(scaled(self.paving, grain * joint * tone), [0.62, 0.61, 0.58], kerb * 0.7), class::PAVEMENT);
         }
         let grain = 0.6 + 0.8 * layered(s * 2.5, z * 2.5 / (1.0 + deep), self.seed ^ 5, 2);
@@ -222,10 +231,10 @@ impl Ground {
 
     /// Colour of the road: asphalt with wear, patches and wheel tracks, coloured lane, markings, zebra.
     fn road(&self, s: f32, z: f32, wide: f32, deep: f32) -> Rgb {
-        let coarse = layered(s * 0.7, z * 0.22, self.seed, 2);
+        let coarse = smooth(s * 0.9, z * 0.3, self.seed);
         let fine = cell((s * 22.0) as i32, (z * 22.0) as i32, self.seed) - 0.5;
         let tracks = 0.2 * (fract(s.abs() / (self.half * 0.5)) - 0.5).abs() - 0.05;
-        let mut tone = 0.8 + 0.4 * coarse + tracks + 0.14 * fine / (1.0 + 6.0 * deep);
+        let mut tone = 0.83 + 0.34 * coarse + tracks + 0.14 * fine / (1.0 + 6.0 * deep);
         let patch = cell(floor(s / 1.9), floor(z / 4.7), self.seed ^ 11);
         if patch > 0.9 {
             tone *= 0.87;

@@ -93,8 +93,40 @@ impl Canvas {
             *edge = [nx, ny, -(nx * a[0] + ny * a[1])];
         }
         let edges = &edges[..count];
-        let inside = |x: f32, y: f32| edges.iter().fold(f32::MIN, |most, [nx, ny, o]| most.max(nx * x + ny * y + o));
-        self.shape(bounds(points, 0.0), layer, inside, shade);
+        let (columns, rows) = self.clip(bounds(points, 0.0));
+        for y in rows {
+            let py = y as f32 + 0.5;
+            // Columns that the polygon touches in this row, and those that it covers wholly: an edge bounds both.
+            let (mut touched, mut covered) = ([f32::MIN, f32::MAX], [f32::MIN, f32::MAX]);
+            for [nx, ny, offset] in edges {
+                let fixed = ny * py + offset;
+                for (range, reach) in [(&mut touched, 0.5), (&mut covered, -0.5)] {
+                    if nx.abs() < 1e-6 {
+                        if fixed > reach {
+                            *range = [f32::MAX, f32::MIN];
+                        }
+                    } else if *nx > 0.0 {
+                        range[1] = range[1].min((reach - fixed) / nx);
+                    } else {
+                        range[0] = range[0].max((reach - fixed) / nx);
+                    }
+                }
+            }
+            let first = columns.start.max((touched[0] - 0.5).max(0.0) as usize);
+            let last = columns.end.min((touched[1] + 0.5).max(0.0) as usize);
+            for x in first..last {
+                if layer.depth > self.depths[y * self.width + x] + 0.02 {
+                    continue;
+                }
+                let px = x as f32 + 0.5;
+                let whole = px >= covered[0] && px <= covered[1];
+                let distance = || edges.iter().fold(f32::MIN, |most, [nx, ny, o]| most.max(nx * px + ny * py + o));
+                let coverage = if whole { 1.0 } else { (0.5 - distance()).clamp(0.0, 1.0) };
+                if coverage > 0.0 {
+                    self.put(x, y, layer, coverage, shade(px, py));
+                }
+            }
+        }
     }
 
     /// Paints a straight limb from `a` to `b` with round ends; the radius goes from `thick[0]` to `thick[1]` pixels.

@@ -45,7 +45,7 @@ impl Film {
     pub(super) fn develop(&self, canvas: &Canvas) -> RgbImage {
         let (width, height) = (canvas.width, canvas.height);
         let blurred = self.blurred(canvas);
-        let mut pixels = Vec::with_capacity(width * height * 3);
+        let mut pixels = vec![0; width * height * 3];
         let (half_w, half_h) = (width as f32 * 0.5, height as f32 * 0.5);
         for y in 0..height {
             let v = (y as f32 + 0.5 - half_h) / half_h;
@@ -55,15 +55,15 @@ impl Film {
                 let colour = blurred[y * width + x];
                 let grey = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2];
                 let bits = hash(self.seed ^ ((y * width + x) as u64));
-                let shot = self.noise / 64.0 * (0.5 + grey).sqrt();
-                for c in 0..3 {
+                let shot = self.noise / 418.0 * (0.5 + grey).sqrt();
+                for (c, byte) in pixels[3 * (y * width + x)..][..3].iter_mut().enumerate() {
                     let value = (grey + (colour[c] - grey) * self.saturation) * self.gain[c] * shade;
                     let value = (value - 0.5) * self.contrast + 0.5 + self.lift;
-                    // Three uniform 7-bit numbers: nearly normal, standard deviation 64.0.
-                    let noise = (bits >> (21 * c)) as u32;
-                    let sum = (noise & 127) + ((noise >> 7) & 127) + ((noise >> 14) & 127);
-                    let value = value + shot * (sum as f32 - 190.5);
-                    pixels.push((value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
+                    // The sum of two uniform 10-bit numbers, standard deviation 418.
+                    let noise = (bits >> (20 * c)) as u32;
+                    let sum = (noise & 1023) + ((noise >> 10) & 1023);
+                    let value = value + shot * (sum as f32 - 1023.0);
+                    *byte = (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8;
                 }
             }
         }

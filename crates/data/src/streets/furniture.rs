@@ -83,7 +83,7 @@ impl Tree {
         canvas.shape(bounds, layer, distance, |x, y| {
             let (u, v) = ((x - cx) / half[0], (y - cy) / half[1]);
             let depth = (1.0 - u * u - v * v).max(0.05).sqrt();
-            let clump = layered(x * leaf_size * 0.6, y * leaf_size * 0.6, self.seed ^ 1, 2);
+            let clump = smooth(x * leaf_size * 0.8, y * leaf_size * 0.8, self.seed ^ 1);
             let fine = cell(x as i32, y as i32, self.seed);
             let tone = 0.45 + 0.95 * clump + 0.35 * (fine - 0.5);
             let normal = [u * 0.7, -v * 0.7 + 0.2, -depth * 0.7];

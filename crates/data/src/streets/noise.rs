@@ -71,6 +71,7 @@ pub(super) fn smooth(x: f32, y: f32, seed: u32) -> f32 {
 }
 
 /// Sum of `octaves` of [`smooth`], each half as large and half as strong; in [0, 1).
+#[inline]
 pub(super) fn layered(x: f32, y: f32, seed: u32, octaves: u32) -> f32 {
     let (mut sum, mut weight, mut total, mut frequency) = (0.0, 1.0, 0.0, 1.0);
     for octave in 0..octaves {

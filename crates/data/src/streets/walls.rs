@@ -216,7 +216,7 @@ impl House {
     /// Wall, windows, doors and shop front at `u` metres along the front and `up` metres above the road, where a pixel
     /// is `[wide, high]` metres. `face` is the light on a white front and the window bars' colour in it.
     fn front_colour(&self, u: f32, up: f32, [wide, high]: [f32; 2], face: [Rgb; 2], gloss: Rgb) -> Rgb {
-        let stain = 0.84 + 0.28 * layered(u * 0.6, up * 0.6, self.seed, 2);
+        let stain = 0.86 + 0.24 * smooth(u * 0.8, up * 0.8, self.seed);
         let mut wall = scaled(self.wall, stain + self.courses(u, up, wide, high));
         let (storeys, bays) = (up / self.storey, u / self.bay);
         let (storey, bay) = (floor(storeys) as f32, floor(bays) as f32);

@@ -70,7 +70,7 @@ impl Element for f64 {}
 /// The output of a convolution.
 ///
 /// # Shapes
-/// `x` [N,C,H,W], `weight` [K,C/groups,kh,kw], `bias` \[K\], `y` [N,K,Ho,Wo]; `y` is overwritten.
+/// `x` `[N,C,H,W]`, `weight` [K,C/groups,kh,kw], `bias` \[K\], `y` `[N,K,Ho,Wo]`; `y` is overwritten.
 ///
 /// # Errors
 /// [`crate::Error::Param`] for an impossible shape, [`crate::Error::Length`] for a slice that does not have its size.
@@ -115,7 +115,7 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
     T::forward_vec(shape, x, weight, bias)
 }
 
-/// The gradient of the input: `weight` [K,C/groups,kh,kw] and `grad_y` [N,K,Ho,Wo] give `grad_x` [N,C,H,W], which is
+/// The gradient of the input: `weight` [K,C/groups,kh,kw] and `grad_y` `[N,K,Ho,Wo]` give `grad_x` `[N,C,H,W]`, which is
 /// overwritten.
 ///
 /// # Errors
@@ -154,7 +154,7 @@ pub fn backward_input_vec<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y:
     T::backward_input_vec(shape, weight, grad_y)
 }
 
-/// The gradient of the weight: `x` [N,C,H,W] and `grad_y` [N,K,Ho,Wo] give `grad_weight` [K,C/groups,kh,kw], which is
+/// The gradient of the weight: `x` `[N,C,H,W]` and `grad_y` `[N,K,Ho,Wo]` give `grad_weight` [K,C/groups,kh,kw], which is
 /// overwritten.
 ///
 /// # Errors
@@ -182,7 +182,7 @@ pub fn backward_weight_with<T: Element>(
     T::backward_weight(algorithm, shape, x, grad_y, grad_weight)
 }
 
-/// The gradient of the bias: `grad_y` [N,K,Ho,Wo] summed over images and pixels, in f64, gives `grad_bias` \[K\], which
+/// The gradient of the bias: `grad_y` `[N,K,Ho,Wo]` summed over images and pixels, in f64, gives `grad_bias` \[K\], which
 /// is overwritten.
 ///
 /// # Errors

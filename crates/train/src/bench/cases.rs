@@ -58,7 +58,9 @@ pub(super) fn kernels(bench: &mut Bench) -> Result<()> {
         let mut grad_x = vec![0.0; x.len()];
         let mut grad_weight = vec![0.0; weight.len()];
         let work = 2.0 * (grad.len() * in_channels / groups * kernel * kernel) as f64;
-        let name = format!("{batch},{in_channels},{in_height},{in_width}→{out_channels} {kernel}x{kernel}/{stride} d{dilation} g{groups}");
+        let name = format!(
+            "{batch},{in_channels},{in_height},{in_width}→{out_channels} {kernel}x{kernel}/{stride} d{dilation} g{groups}"
+        );
         let wrap = |error: dsd_kernels::Error| crate::Error::Ops(error.into());
         bench.case(&format!("conv {name} forward"), work, || {
             conv2d::forward(&shape, &x, &weight, None, &mut y).map_err(wrap)
@@ -89,7 +91,8 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
         backward(&y)
     })?;
     bench.case("prelu 4,64,64,64 forward + backward", 0.0, || backward(&prelu(x.as_tensor(), scale.as_tensor())?))?;
-    bench.case("max pool 3x3/2 4,64,64,64 forward + backward", 0.0, || backward(&max_pool2d(x.as_tensor(), window)?))?;
+    bench
+        .case("max pool 3x3/2 4,64,64,64 forward + backward", 0.0, || backward(&max_pool2d(x.as_tensor(), window)?))?;
     bench.case("adaptive average pool 6x6 4,64,64,64 forward + backward", 0.0, || {
         backward(&adaptive_avg_pool2d(x.as_tensor(), [6, 6])?)
     })?;

@@ -99,8 +99,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     if let Some(unknown) = arguments.groups.iter().find(|name| groups.iter().all(|(known, _)| known != name)) {
         bail!("no group {unknown}; there are {}", groups.map(|(name, _)| name).join(", "));
     }
-    let mut bench =
-        Bench { bench: "", only: arguments.only.clone(), seconds: arguments.seconds, rows: Vec::new() };
+    let mut bench = Bench { bench: "", only: arguments.only.clone(), seconds: arguments.seconds, rows: Vec::new() };
     for (name, group) in groups {
         if arguments.groups.is_empty() || arguments.groups.iter().any(|asked| asked == name) {
             bench.bench = name;

@@ -73,7 +73,10 @@ impl Chart {
         let x = |value: f64| LEFT + (WIDTH - LEFT - RIGHT) * value / right;
         let y = |value: f64| TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - bottom);
 
-        let mut svg = format!("<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", self.title, self.title);
+        let mut svg = format!(
+            "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
+            self.title, self.title
+        );
         let mut value = bottom;
         while value <= top + step * 1e-6 {
             let _ = write!(
@@ -133,7 +136,16 @@ fn tick(range: f64) -> f64 {
     let raw = range / 5.0;
     let power = 10f64.powf(raw.log10().floor());
     let factor = raw / power;
-    power * if factor <= 1.0 { 1.0 } else if factor <= 2.0 { 2.0 } else if factor <= 5.0 { 5.0 } else { 10.0 }
+    power
+        * if factor <= 1.0 {
+            1.0
+        } else if factor <= 2.0 {
+            2.0
+        } else if factor <= 5.0 {
+            5.0
+        } else {
+            10.0
+        }
 }
 
 fn label(value: f64, step: f64) -> String {

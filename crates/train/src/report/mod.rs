@@ -112,7 +112,8 @@ impl Run {
         let names = self.finished[0].metrics.iou.0.iter().map(|(name, _)| name.clone());
         names
             .map(|name| {
-                let delta = iou(1, &name).zip(iou(2, &name)).map(|(baseline, distilled)| 100.0 * (distilled - baseline));
+                let delta =
+                    iou(1, &name).zip(iou(2, &name)).map(|(baseline, distilled)| 100.0 * (distilled - baseline));
                 let [r, g, b] = colours.get(&name).copied().unwrap_or_default();
                 ClassRow {
                     colour: format!("#{r:02x}{g:02x}{b:02x}"),
@@ -248,7 +249,14 @@ pub fn table(folder: &Path) -> Result<String> {
     for row in run.rows() {
         line(format!(
             "{:10} {:>8} {:>9} {:>9} {:>11} {:>6} {:>8}  {}",
-            row.role, row.miou, row.mean_accuracy, row.pixel_accuracy, row.parameters, row.steps, row.minutes, row.model
+            row.role,
+            row.miou,
+            row.mean_accuracy,
+            row.pixel_accuracy,
+            row.parameters,
+            row.steps,
+            row.minutes,
+            row.model
         ));
     }
     line(String::new());
@@ -268,7 +276,8 @@ fn model_name(choice: &ModelChoice) -> String {
         ModelChoice::Table(config) => match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(settings)) => {
                 let show = |key: &str| settings.get(key).map(|value| value.to_string().replace('"', ""));
-                let mut name = [show("architecture"), show("backbone")].into_iter().flatten().collect::<Vec<_>>().join(" ");
+                let mut name =
+                    [show("architecture"), show("backbone")].into_iter().flatten().collect::<Vec<_>>().join(" ");
                 for (key, label) in [("width", "width"), ("output_stride", "stride"), ("head_channels", "head")] {
                     if let Some(value) = show(key) {
                         let _ = write!(name, ", {label} {value}");

@@ -23,8 +23,11 @@ pub(super) struct Picture {
     views: Vec<(String, String)>,
 }
 
+/// The colour of each class by name.
+pub(super) type Colours = BTreeMap<String, [u8; 3]>;
+
 /// Pictures of evenly spaced validation images, and the colour of each class by name.
-pub(super) fn pictures(folder: &Path, recipe: &Recipe) -> Result<(Vec<Picture>, BTreeMap<String, [u8; 3]>)> {
+pub(super) fn pictures(folder: &Path, recipe: &Recipe) -> Result<(Vec<Picture>, Colours)> {
     let val = run::open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
     let classes = val.classes().clone();
     let mut networks = Vec::new();
