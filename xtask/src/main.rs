@@ -44,7 +44,14 @@ struct PassedOn {
     arguments: Vec<String>,
 }
 
-fn main() -> Result<()> {
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().task {
         Task::Train(passed) => dsd(Some("train"), &passed.arguments),
         Task::Data(passed) => dsd(Some("data"), &passed.arguments),
@@ -64,12 +71,11 @@ fn root() -> Result<PathBuf> {
 /// Builds the program and becomes it, so that signals and the exit code are its own.
 fn dsd(command: Option<&str>, arguments: &[String]) -> Result<()> {
     let mut cargo = cargo()?;
-    cargo.args(["run", "--quiet", "--release", "--package", "dsd-train", "--bin", "dsd", "--"]);
+    cargo.args(["run", "--release", "--package", "dsd-train", "--bin", "dsd", "--"]);
     cargo.args(command).args(arguments);
     if let Some(commit) = commit() {
         cargo.env("DSD_COMMIT", commit);
     }
-    eprintln!("building dsd (the first build takes some minutes) …");
     become_process(cargo)
 }
 

@@ -1,9 +1,10 @@
 //! Activations, softmax and log-softmax over the channels.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, WithDType};
 use dsd_kernels::activation::{self as kernels, Element, Planes, Softmax};
 
+use crate::storage::{by_dtype, from_elements, with_slices};
 use crate::{Error, Result, check, storage};
 
 pub use dsd_kernels::activation::Activation;
@@ -122,44 +123,6 @@ fn planes_of(shape: &Shape) -> Planes {
     let dims = shape.dims();
     Planes { batch: dims[0], channels: dims[1], pixels: dims[2..].iter().product() }
 }
-
-/// Calls `f` with the elements of contiguous tensors: how a backward pass reads what it needs.
-pub(crate) fn with_slices<T: WithDType, R, const COUNT: usize>(
-    tensors: [&Tensor; COUNT],
-    f: impl FnOnce([&[T]; COUNT]) -> Result<R>,
-) -> candle_core::Result<R> {
-    let guards = tensors.map(Tensor::storage_and_layout);
-    let mut slices: [&[T]; COUNT] = [&[]; COUNT];
-    for (slice, (guard, layout)) in slices.iter_mut().zip(&guards) {
-        *slice = match &**guard {
-            Storage::Cpu(cpu) => storage::slice(cpu, layout)?,
-            _ => bail!("this operation has no backward pass on this device"),
-        };
-    }
-    Ok(f(slices)?)
-}
-
-/// A gradient as a tensor.
-pub(crate) fn from_elements<T: WithDType>(elements: Vec<T>, shape: &Shape) -> candle_core::Result<Tensor> {
-    Tensor::from_vec(elements, shape, &Device::Cpu)
-}
-
-/// The error of an operation that received another element type than its checks let through.
-pub(crate) fn unsupported(op: &'static str, got: DType) -> Error {
-    Error::DType { op, argument: "x", expected: "f32 or f64", got: got.as_str() }
-}
-
-/// Calls a method that is generic over the element type for f32 or f64.
-macro_rules! by_dtype {
-    ($op:expr, $dtype:expr, $self:ident.$method:ident($($arg:expr),* $(,)?)) => {
-        match $dtype {
-            candle_core::DType::F32 => $self.$method::<f32>($($arg),*),
-            candle_core::DType::F64 => $self.$method::<f64>($($arg),*),
-            other => Err($crate::activation::unsupported($op, other).into()),
-        }
-    };
-}
-pub(crate) use by_dtype;
 
 struct Pointwise {
     op: &'static str,

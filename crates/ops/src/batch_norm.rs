@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, InplaceOp1, Layout, Shape, Tensor, With
 use dsd_kernels::activation::{Activation, Planes};
 use dsd_kernels::batch_norm::{self as kernels, Affine, Gradients, Source, Statistics};
 
-use crate::activation::{by_dtype, from_elements, with_slices};
+use crate::storage::{by_dtype, from_elements, with_slices};
 use crate::{Error, Result, check, storage};
 
 /// The running statistics of a batch norm layer, updated in place by [`batch_norm_train`].
@@ -245,7 +245,7 @@ impl InplaceOp1 for UpdateRunning {
         match storage {
             CpuStorage::F32(running) => self.run(running, layout),
             CpuStorage::F64(running) => self.run(running, layout),
-            other => Err(crate::activation::unsupported("batch_norm_train", other.dtype()).into()),
+            other => Err(crate::storage::unsupported("batch_norm_train", other.dtype()).into()),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! 2-D convolution with gradients for input, weight and bias.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor, WithDType};
+use candle_core::Tensor;
 use dsd_kernels::conv2d::{self as kernel, Conv2dShape, Element};
 
-use crate::check;
-use crate::storage::{slice, tensor};
-use crate::{Error, Result};
+use crate::convolution::{self, Convolution, renamed};
+use crate::{Result, check};
 
 const OP: &str = "conv2d";
 
@@ -59,11 +58,7 @@ impl Default for Conv2dOptions {
 /// ```
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: Conv2dOptions) -> Result<Tensor> {
     let shape = checked_shape(x, weight, bias, options)?;
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    Ok(match bias {
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Forward(shape))?,
-        None => x.apply_op2(&weight, Forward(shape))?,
-    })
+    convolution::apply(shape, x, weight, bias)
 }
 
 fn checked_shape(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: Conv2dOptions) -> Result<Conv2dShape> {
@@ -102,203 +97,35 @@ fn checked_shape(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: Co
     Ok(shape)
 }
 
-/// The kernels' complaint about a setting as this crate's error.
-pub(crate) fn renamed(error: dsd_kernels::Error, op: &'static str) -> Error {
-    match error {
-        dsd_kernels::Error::Param { argument, expected, got, .. } => Error::Param { op, argument, expected, got },
-        other => Error::Kernel(other),
-    }
-}
+impl Convolution for Conv2dShape {
+    const OP: &'static str = OP;
 
-/// A kernel's error inside a custom operation.
-pub(crate) fn wrap(error: dsd_kernels::Error) -> candle_core::Error {
-    Error::Kernel(error).into()
-}
-
-/// Calls a generic function with the element type of a storage.
-macro_rules! by_dtype {
-    ($storage:expr, $function:ident($($argument:expr),*)) => {
-        match candle_core::backend::BackendStorage::dtype($storage) {
-            candle_core::DType::F32 => $function::<f32>($($argument),*),
-            candle_core::DType::F64 => $function::<f64>($($argument),*),
-            other => candle_core::bail!("{other:?} is neither f32 nor f64"),
-        }
-    };
-}
-pub(crate) use by_dtype;
-
-/// An argument of a custom operation.
-pub(crate) type Stored<'a> = (&'a CpuStorage, &'a Layout);
-
-struct Forward(Conv2dShape);
-
-fn forward<T: WithDType + Element>(
-    shape: &Conv2dShape,
-    x: Stored<'_>,
-    weight: Stored<'_>,
-    bias: Option<Stored<'_>>,
-) -> candle_core::Result<(CpuStorage, Shape)> {
-    let bias = bias.map(|bias| slice::<T>(bias.0, bias.1)).transpose()?;
-    let y = kernel::forward_vec(shape, slice(x.0, x.1)?, slice(weight.0, weight.1)?, bias).map_err(wrap)?;
-    Ok(tensor(y, (shape.batch, shape.out_channels, shape.out_height(), shape.out_width())))
-}
-
-impl Forward {
-    /// The gradients of `x` and `weight`; None for those that are not tracked.
-    fn gradients(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad_x = match x.track_op() {
-            true => Some(weight.apply_op2_no_bwd(grad, &BackwardInput(self.0))?),
-            false => None,
-        };
-        let grad_weight = match weight.track_op() {
-            true => Some(x.apply_op2_no_bwd(grad, &BackwardWeight(self.0))?),
-            false => None,
-        };
-        Ok((grad_x, grad_weight))
-    }
-}
-
-impl CustomOp2 for Forward {
-    fn name(&self) -> &'static str {
-        OP
+    fn input(&self) -> [usize; 4] {
+        [self.batch, self.in_channels, self.in_height, self.in_width]
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!(x, forward(&self.0, (x, x_layout), (weight, weight_layout), None))
+    fn output(&self) -> dsd_kernels::Result<[usize; 4]> {
+        Ok([self.batch, self.out_channels, self.out_height(), self.out_width()])
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        self.gradients(x, weight, &grad.contiguous()?)
-    }
-}
-
-impl CustomOp3 for Forward {
-    fn name(&self) -> &'static str {
-        OP
+    fn weight(&self) -> [usize; 4] {
+        [self.out_channels, self.in_channels / self.groups, self.kernel[0], self.kernel[1]]
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!(x, forward(&self.0, (x, x_layout), (weight, weight_layout), Some((bias, bias_layout))))
+    fn forward<T: Element>(&self, x: &[T], weight: &[T], bias: Option<&[T]>) -> dsd_kernels::Result<Vec<T>> {
+        kernel::forward_vec(self, x, weight, bias)
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (grad_x, grad_weight) = self.gradients(x, weight, &grad)?;
-        let grad_bias = match bias.track_op() {
-            true => Some(grad.apply_op1_no_bwd(&BackwardBias(self.0))?),
-            false => None,
-        };
-        Ok((grad_x, grad_weight, grad_bias))
-    }
-}
-
-struct BackwardInput(Conv2dShape);
-
-fn backward_input<T: WithDType + Element>(
-    shape: &Conv2dShape,
-    weight: Stored<'_>,
-    grad_y: Stored<'_>,
-) -> candle_core::Result<(CpuStorage, Shape)> {
-    let (weight, grad_y) = (slice::<T>(weight.0, weight.1)?, slice(grad_y.0, grad_y.1)?);
-    let grad_x = kernel::backward_input_vec(shape, weight, grad_y).map_err(wrap)?;
-    Ok(tensor(grad_x, (shape.batch, shape.in_channels, shape.in_height, shape.in_width)))
-}
-
-impl CustomOp2 for BackwardInput {
-    fn name(&self) -> &'static str {
-        "conv2d_backward_input"
+    fn backward_input<T: Element>(&self, weight: &[T], grad_y: &[T]) -> dsd_kernels::Result<Vec<T>> {
+        kernel::backward_input_vec(self, weight, grad_y)
     }
 
-    fn cpu_fwd(
-        &self,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        grad_y: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!(weight, backward_input(&self.0, (weight, weight_layout), (grad_y, grad_layout)))
-    }
-}
-
-struct BackwardWeight(Conv2dShape);
-
-fn backward_weight<T: WithDType + Element>(
-    shape: &Conv2dShape,
-    x: Stored<'_>,
-    grad_y: Stored<'_>,
-) -> candle_core::Result<(CpuStorage, Shape)> {
-    let mut grad_weight = vec![T::ZERO; shape.weight_len()];
-    kernel::backward_weight(shape, slice(x.0, x.1)?, slice(grad_y.0, grad_y.1)?, &mut grad_weight).map_err(wrap)?;
-    let [kernel_height, kernel_width] = shape.kernel;
-    Ok(tensor(grad_weight, (shape.out_channels, shape.in_channels / shape.groups, kernel_height, kernel_width)))
-}
-
-impl CustomOp2 for BackwardWeight {
-    fn name(&self) -> &'static str {
-        "conv2d_backward_weight"
+    fn backward_weight<T: Element>(&self, x: &[T], grad_y: &[T], grad_weight: &mut [T]) -> dsd_kernels::Result<()> {
+        kernel::backward_weight(self, x, grad_y, grad_weight)
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        grad_y: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!(x, backward_weight(&self.0, (x, x_layout), (grad_y, grad_layout)))
-    }
-}
-
-struct BackwardBias(Conv2dShape);
-
-fn backward_bias<T: WithDType + Element>(
-    shape: &Conv2dShape,
-    grad_y: Stored<'_>,
-) -> candle_core::Result<(CpuStorage, Shape)> {
-    let mut grad_bias = vec![T::ZERO; shape.out_channels];
-    kernel::backward_bias(shape, slice(grad_y.0, grad_y.1)?, &mut grad_bias).map_err(wrap)?;
-    Ok(tensor(grad_bias, shape.out_channels))
-}
-
-impl CustomOp1 for BackwardBias {
-    fn name(&self) -> &'static str {
-        "conv2d_backward_bias"
-    }
-
-    fn cpu_fwd(&self, grad_y: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!(grad_y, backward_bias(&self.0, (grad_y, layout)))
+    fn backward_bias<T: Element>(&self, grad_y: &[T], grad_bias: &mut [T]) -> dsd_kernels::Result<()> {
+        kernel::backward_bias(self, grad_y, grad_bias)
     }
 }
 

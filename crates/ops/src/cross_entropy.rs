@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType
 use dsd_kernels::activation::Element;
 use dsd_kernels::cross_entropy::{self as kernels, Forward, Sizes, Weighting};
 
-use crate::activation::{by_dtype, from_elements, with_slices};
+use crate::storage::{by_dtype, from_elements, with_slices};
 use crate::{Error, Result, check, storage};
 
 /// What a pixel counts in [`cross_entropy`].

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType};
 use dsd_kernels::Float;
 use dsd_random::Stream;
 
-use crate::activation::by_dtype;
+use crate::storage::by_dtype;
 use crate::{Result, check, storage};
 
 /// Sets whole planes (n, c) to 0 with the given probability and multiplies the others by 1 / (1 − probability).

@@ -48,7 +48,17 @@ pub enum Error {
     Kernel(#[from] dsd_kernels::Error),
     /// candle refused something.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
+}
+
+/// Without the backtrace, which the tensor library takes with RUST_BACKTRACE set and prints as part of its message.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        match error {
+            candle_core::Error::WithBacktrace { inner, .. } => Self::from(*inner),
+            other => Self::Candle(other),
+        }
+    }
 }
 
 impl From<Error> for candle_core::Error {

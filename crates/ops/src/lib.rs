@@ -14,6 +14,7 @@ mod activation;
 mod batch_norm;
 mod conv2d;
 mod conv_transpose2d;
+mod convolution;
 mod cross_entropy;
 mod dropout;
 pub mod gradcheck;

@@ -131,10 +131,27 @@ pub fn main() -> i32 {
     match outcome {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", in_one_line(&error));
             if matches!(error.downcast_ref::<Error>(), Some(Error::Interrupted { .. })) { 130 } else { 1 }
         }
     }
+}
+
+/// An error with its causes in one line. Only the first line of each counts: with RUST_BACKTRACE set, the tensor library
+/// appends a backtrace to its messages. A cause that its effect has quoted already is left out.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let first = text.lines().next().unwrap_or_default().trim();
+        if line.is_empty() {
+            line.push_str(first);
+        } else if !line.ends_with(first) {
+            line.push_str(": ");
+            line.push_str(first);
+        }
+    }
+    line
 }
 
 fn run(arguments: Arguments) -> Result<()> {
@@ -266,4 +283,18 @@ fn start_log() {
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_whatever_its_causes_append() {
+        let inner = std::io::Error::other("no space left\n   0: a frame\n   1: another");
+        let outer = anyhow::Error::from(inner).context("disk.bin: cannot write");
+        assert_eq!(in_one_line(&outer), "disk.bin: cannot write: no space left");
+        let quoted = anyhow::Error::msg("full").context("disk.bin: full");
+        assert_eq!(in_one_line(&quoted), "disk.bin: full");
+    }
 }

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod environment;
 mod error;
 pub mod evaluate;
 pub mod interrupt;
@@ -18,6 +19,7 @@ pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod splits;
 pub mod stage;
 mod tensors;
 

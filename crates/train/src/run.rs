@@ -4,18 +4,17 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dsd_data::{Dataset, IGNORE, OpenOptions};
+use dsd_data::Dataset;
 use dsd_metrics::{AbsentClass, Summary};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{make_folder, write_whole};
+use crate::environment::Environment;
 use crate::journal::Journal;
-use crate::recipe::{ClassWeights, Data, Recipe, Term};
+use crate::recipe::{Recipe, Term};
+use crate::splits::{class_weights, open};
 use crate::stage::{self, Finished, Stage};
 use crate::{Error, Result, report};
-
-/// The three networks of a run, in the order in which they are trained.
-pub const ROLES: [&str; 3] = ["teacher", "baseline", "distilled"];
 
 /// The final table of a run: `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,19 +34,6 @@ pub struct RunSettings {
     pub out: Option<PathBuf>,
     /// Go on with the run that is in the folder.
     pub resume: bool,
-}
-
-/// What a run was made with: `environment.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Environment {
-    /// Version of this program.
-    pub dsd_version: String,
-    /// Commit of the sources that it was built from, where known.
-    pub commit: String,
-    /// Processors that the run could use.
-    pub processors: usize,
-    /// Name of the processor, where known.
-    pub processor: String,
 }
 
 /// Trains all networks of a recipe and writes the run's folder; returns its path.
@@ -113,25 +99,6 @@ fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
     }
 }
 
-/// Opens one split of a recipe's dataset.
-///
-/// # Errors
-/// The data crate's, naming what is missing.
-pub fn open(data: &Data, split: &str, seed: u64, count: Option<usize>) -> Result<Arc<dyn Dataset>> {
-    let mut options = OpenOptions { seed, ..OpenOptions::default() };
-    if let Some(count) = count {
-        options.count = count;
-    }
-    if let Some(size) = data.size {
-        options.size = size;
-    }
-    let dataset = dsd_data::open(&data.dataset, data.root.as_deref(), split, &options)?;
-    if dataset.is_empty() {
-        return Err(Error::Setting(format!("the {split} split of {} has no images", data.dataset)));
-    }
-    Ok(dataset)
-}
-
 /// Evaluates a saved teacher and copies it into the run, which stays complete in itself.
 fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Dataset) -> Result<Finished> {
     let saved = dsd_models::load(weights)?;
@@ -160,49 +127,6 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
     let finished = Finished { steps: 0, parameters, best_step: 0, last_miou: miou, seconds: 0.0, metrics };
     stage::write_finished(&folder.join("teacher"), &finished)?;
     Ok(finished)
-}
-
-/// The weights of the classes, from the labels of the training split.
-fn class_weights(rule: ClassWeights, dataset: &dyn Dataset) -> Result<Option<Vec<f64>>> {
-    if rule == ClassWeights::None {
-        return Ok(None);
-    }
-    let count = dataset.classes().names.len();
-    // Pixels of the class, and counted pixels of the images that show it.
-    let (mut pixels, mut shown) = (vec![0u64; count], vec![0u64; count]);
-    for index in 0..dataset.len() {
-        let mut here = vec![0u64; count];
-        for &id in dataset.sample(index)?.labels.ids.iter().filter(|&&id| id != IGNORE) {
-            if let Some(slot) = here.get_mut(usize::from(id)) {
-                *slot += 1;
-            }
-        }
-        let all: u64 = here.iter().sum();
-        for class in 0..count {
-            pixels[class] += here[class];
-            shown[class] += if here[class] > 0 { all } else { 0 };
-        }
-    }
-    Ok(Some(balance(rule, &pixels, &shown)))
-}
-
-fn balance(rule: ClassWeights, pixels: &[u64], shown: &[u64]) -> Vec<f64> {
-    let total = pixels.iter().sum::<u64>().max(1) as f64;
-    match rule {
-        ClassWeights::None => vec![1.0; pixels.len()],
-        ClassWeights::Enet => pixels.iter().map(|&count| 1.0 / (1.02 + count as f64 / total).ln()).collect(),
-        ClassWeights::MedianFrequency => {
-            let frequency = |class: usize| pixels[class] as f64 / shown[class].max(1) as f64;
-            let mut present: Vec<f64> = (0..pixels.len()).filter(|&class| pixels[class] > 0).map(frequency).collect();
-            present.sort_by(f64::total_cmp);
-            let median = match present.len() {
-                0 => 1.0,
-                n if n % 2 == 1 => present[n / 2],
-                n => 0.5 * (present[n / 2 - 1] + present[n / 2]),
-            };
-            (0..pixels.len()).map(|class| if pixels[class] > 0 { median / frequency(class) } else { 1.0 }).collect()
-        }
-    }
 }
 
 /// The folder of the run, by the settings.
@@ -248,26 +172,8 @@ fn keep_environment(folder: &Path) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let bytes = serde_json::to_vec_pretty(&environment()).map_err(|error| Error::file(&path, error))?;
+    let bytes = serde_json::to_vec_pretty(&Environment::here()).map_err(|error| Error::file(&path, error))?;
     write_whole(&path, &bytes)
-}
-
-/// What this program runs on.
-#[must_use]
-pub fn environment() -> Environment {
-    let processor = std::fs::read_to_string("/proc/cpuinfo")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("model name"))?.to_string();
-            line.split_once(':').map(|(_, name)| name.trim().to_string())
-        })
-        .unwrap_or_else(|| std::env::consts::ARCH.to_string());
-    Environment {
-        dsd_version: env!("CARGO_PKG_VERSION").to_string(),
-        commit: option_env!("DSD_COMMIT").unwrap_or("unknown").to_string(),
-        processors: std::thread::available_parallelism().map_or(1, usize::from),
-        processor,
-    }
 }
 
 /// Holds the run's folder for this process alone.
@@ -286,17 +192,6 @@ fn lock(folder: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn median_frequency_and_enet_weights_are_their_formulas() {
-        // Class 0: 60 of 200 pixels in two images; class 1: 40 of the 100 in one; class 2 never.
-        let weights = balance(ClassWeights::MedianFrequency, &[60, 40, 0], &[200, 100, 0]);
-        let expected = [0.35 / 0.3, 0.35 / 0.4, 1.0];
-        assert!(weights.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?}");
-        let weights = balance(ClassWeights::Enet, &[60, 40, 0], &[200, 100, 0]);
-        let expected = [1.0 / 1.62f64.ln(), 1.0 / 1.42f64.ln(), 1.0 / 1.02f64.ln()];
-        assert!(weights.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?}");
-    }
 
     #[test]
     fn a_folder_that_is_in_use_is_refused() {

@@ -23,6 +23,9 @@ use crate::optimiser::Optimiser;
 use crate::recipe::{Recipe, Role};
 use crate::{Error, Result, interrupt, tensors};
 
+/// The three networks of a run, in the order in which they are trained.
+pub const ROLES: [&str; 3] = ["teacher", "baseline", "distilled"];
+
 /// What a finished stage leaves in `done.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finished {
@@ -115,7 +118,7 @@ impl Stage<'_> {
                 bar.set_message("evaluating");
                 match self.evaluate(twin.as_ref()) {
                     Err(_) if interrupt::requested() => {}
-                    matrix => self.keep_best(&matrix?, &store, &config, journal, &mut state)?,
+                    matrix => self.keep_best(&matrix?, &store, &config, journal, &mut state, &bar)?,
                 }
                 state.seconds = seconds_before + started.elapsed().as_secs_f64();
             }
@@ -208,6 +211,7 @@ impl Stage<'_> {
         config: &dsd_models::ModelConfig,
         journal: &mut Journal,
         state: &mut State,
+        bar: &ProgressBar,
     ) -> Result<()> {
         let value = matrix.miou(AbsentClass::Skip).unwrap_or(0.0);
         let pixel_accuracy = matrix.pixel_accuracy().unwrap_or(0.0);
@@ -217,14 +221,16 @@ impl Stage<'_> {
             miou: value,
             pixel_accuracy,
         })?;
-        tracing::info!(
-            "{}, step {} of {}: mIoU {:.2} %, pixel accuracy {:.2} %",
-            self.name,
-            state.step,
-            self.role.steps,
-            100.0 * value,
-            100.0 * pixel_accuracy
-        );
+        bar.suspend(|| {
+            tracing::info!(
+                "{}, step {} of {}: mIoU {:.2} %, pixel accuracy {:.2} %",
+                self.name,
+                state.step,
+                self.role.steps,
+                100.0 * value,
+                100.0 * pixel_accuracy
+            );
+        });
         (state.evaluated, state.last_miou) = (state.step, Some(value));
         if state.best.is_none_or(|(_, best)| value > best) {
             state.best = Some((state.step, value));

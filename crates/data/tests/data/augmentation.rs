@@ -1,3 +1,5 @@
+//! Scale, crop, flip and jitter keep image and labels together.
+
 use dsd_data::{Augmentation, IGNORE, LabelMap, Normalisation, Sample, ScaleRange, normalise};
 use dsd_random::Stream;
 

@@ -1,3 +1,5 @@
+//! Datasets of every kind open, and what is wrong with one is named.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,3 +1,5 @@
+//! Images and label maps are read exactly or refused by name.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,3 +1,5 @@
+//! An archive becomes a dataset whole or not at all, and cannot escape its folder.
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+//! The order and content of batches follow from seed and step alone.
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

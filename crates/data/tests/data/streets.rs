@@ -1,3 +1,5 @@
+//! Generated scenes are deterministic and have the class shares of real ones.
+
 use dsd_data::{IGNORE, OpenOptions, open};
 
 use crate::message;

@@ -1,3 +1,5 @@
+//! Activations and softmax against their formulas in f64.
+
 use dsd_random::Stream;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Batch norm against its formulas in f64, with hard data and every thread count.
+
 use dsd_random::Stream;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Cross-entropy against its formula in f64, with ignored pixels and extreme logits.
+
 use dsd_random::Stream;
 
 use super::*;

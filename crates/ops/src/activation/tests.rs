@@ -1,3 +1,5 @@
+//! Activations as graph nodes: gradients, kinks and errors.
+
 use candle_core::{Device, Var};
 use dsd_random::Stream;
 

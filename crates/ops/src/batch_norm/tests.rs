@@ -1,3 +1,5 @@
+//! Batch norm as a graph node: gradients, running statistics and errors.
+
 use candle_core::{DType, Device, Tensor, Var};
 use dsd_random::Stream;
 

@@ -1,3 +1,5 @@
+//! Cross-entropy as a graph node: gradients, ignored pixels and errors.
+
 use candle_core::{Device, Var};
 use dsd_random::Stream;
 

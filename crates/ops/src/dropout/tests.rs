@@ -1,3 +1,5 @@
+//! Dropped planes: which, how they scale, what passes back.
+
 use candle_core::{DType, Device, Var};
 
 use super::*;

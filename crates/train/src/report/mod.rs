@@ -11,10 +11,10 @@ use dsd_models::ModelChoice;
 use serde::Serialize;
 
 use crate::checkpoint::write_whole;
+use crate::environment::Environment;
 use crate::journal::{self, Line};
 use crate::recipe::Recipe;
-use crate::run::{Environment, ROLES};
-use crate::stage::Finished;
+use crate::stage::{Finished, ROLES};
 use crate::{Error, Result};
 
 use chart::{Chart, Curve};

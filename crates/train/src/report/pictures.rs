@@ -9,8 +9,8 @@ use dsd_data::{LabelMap, RgbImage, overlay};
 use serde::Serialize;
 
 use crate::recipe::Recipe;
-use crate::run::{self, ROLES};
-use crate::{Error, Result, evaluate, stage};
+use crate::stage::{self, ROLES};
+use crate::{Error, Result, evaluate, splits};
 
 /// Weight of the class colour in an overlay, 0–1.
 const ALPHA: f32 = 0.6;
@@ -28,7 +28,7 @@ pub(super) type Colours = BTreeMap<String, [u8; 3]>;
 
 /// Pictures of evenly spaced validation images, and the colour of each class by name.
 pub(super) fn pictures(folder: &Path, recipe: &Recipe) -> Result<(Vec<Picture>, Colours)> {
-    let val = run::open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
+    let val = splits::open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
     let classes = val.classes().clone();
     let mut networks = Vec::new();
     for role in ROLES {
