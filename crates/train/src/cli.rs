@@ -23,9 +23,9 @@ pub struct Arguments {
 enum Command {
     /// Train teacher, baseline and distilled student by a recipe; writes a table and a page.
     Train {
-        /// Recipe inside the program (quick, smoke, camvid, camvid-small) or path of a TOML file.
-        #[arg(default_value = "quick")]
-        recipe: String,
+        /// Recipe inside the program (quick, smoke, camvid, camvid-small) or path of a TOML file [default: quick; with
+        /// --resume --out DIR: the run's own].
+        recipe: Option<String>,
         /// Change a setting of the recipe, for example --set student.steps=400.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         overrides: Vec<String>,
@@ -157,7 +157,11 @@ fn in_one_line(error: &anyhow::Error) -> String {
 fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Train { recipe, overrides, out, resume } => {
-            let recipe = Recipe::read(&recipe, &overrides)?;
+            let recipe = match (&recipe, &out) {
+                (Some(recipe), _) => Recipe::read(recipe, &overrides)?,
+                (None, Some(out)) if resume => Recipe::of_run(out, &overrides)?,
+                (None, _) => Recipe::read("quick", &overrides)?,
+            };
             interrupt::listen().context("cannot listen for Ctrl-C")?;
             let folder = train(&recipe, &RunSettings { out, resume })?;
             print!("{}", report::table(&folder)?);

@@ -43,14 +43,17 @@ pub struct RunSettings {
 /// folder then holds a checkpoint.
 pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
     let folder = run_folder(recipe, settings)?;
+    // Before anything is written: a recipe that cannot work leaves no folder that "holds a run already".
+    let train = open(&recipe.data, &recipe.data.train_split, recipe.seed, recipe.data.train_count)?;
+    let val = open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
+    for role in [&recipe.teacher, &recipe.student] {
+        dsd_models::parameter_count(&role.model.config()?, train.classes().len())?;
+    }
     make_folder(&folder)?;
     let _lock = lock(&folder)?;
     keep_recipe(recipe, &folder)?;
     keep_environment(&folder)?;
     let mut journal = Journal::open(&folder)?;
-
-    let train = open(&recipe.data, &recipe.data.train_split, recipe.seed, recipe.data.train_count)?;
-    let val = open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
     tracing::info!(
         "{}: {} training and {} validation images of {}, {} classes; folder {}",
         recipe.name,

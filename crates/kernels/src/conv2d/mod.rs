@@ -28,8 +28,8 @@ static EXACT: AtomicBool = AtomicBool::new(false);
 /// Whether Winograd's algorithm is avoided, for the whole process; off at the start.
 ///
 /// Winograd computes a 3×3 convolution with up to four times fewer multiplications. Its rounding error is several
-/// times that of the direct sum (about 1e-6 instead of 3e-7 of the largest value), which training does not notice;
-/// comparisons with another implementation may.
+/// times that of the direct sum (up to 5e-6 of the largest value with 512 channels, docs/algorithms/winograd.md). What
+/// is compared digit by digit with another implementation may want the direct sum.
 pub fn set_exact(exact: bool) {
     EXACT.store(exact, Ordering::Relaxed);
 }
@@ -50,7 +50,7 @@ pub enum Algorithm {
     Gemm,
     /// Loops over rows, one plane at a time. One input channel per group.
     Depthwise,
-    /// Winograd's F(4×4, 3×3). 3×3 kernels with stride 1 and one group.
+    /// Winograd's F(4×4, 3×3), or F(2×2, 3×3) on small maps. 3×3 kernels with stride 1 and one group.
     Winograd,
 }
 

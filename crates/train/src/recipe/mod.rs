@@ -1,0 +1,315 @@
+//! Recipes: a training run as a file.
+//!
+//! A recipe is TOML with a version and no unknown keys. It is parsed once, overrides (`key=value`, dotted) are laid over
+//! it, and the resolved result is written into the run's folder, from where the run can be repeated. Here is what a
+//! recipe says; `read` is how it is read and checked.
+
+mod read;
+
+use std::path::PathBuf;
+
+use dsd_models::ModelChoice;
+use serde::{Deserialize, Serialize};
+
+use crate::schedule::Schedule;
+
+pub use read::differences;
+
+/// The version of the recipe format that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// The recipes inside the program: name and text.
+pub const SHIPPED: [(&str, &str); 4] = [
+    ("quick", include_str!("../../recipes/quick.toml")),
+    ("smoke", include_str!("../../recipes/smoke.toml")),
+    ("camvid", include_str!("../../recipes/camvid.toml")),
+    ("camvid-small", include_str!("../../recipes/camvid-small.toml")),
+];
+
+/// A whole run: data, teacher, student, distillation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Format version, 1.
+    pub version: u32,
+    /// Name of the run and of its folder.
+    pub name: String,
+    /// One sentence for the report.
+    pub description: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Where images and labels come from.
+    pub data: Data,
+    /// How training images are varied.
+    pub augmentation: Augmentation,
+    /// How inputs are scaled; stored with every saved model.
+    pub normalisation: dsd_models::Normalisation,
+    /// The loss against the labels, equal for all networks of the run.
+    pub task: Task,
+    /// The large network.
+    pub teacher: Role,
+    /// The compact network; trained twice, alone and distilled, with the same settings.
+    pub student: Role,
+    /// The terms that pull the distilled student to the teacher.
+    pub distillation: Vec<Term>,
+    /// Evaluation during training.
+    pub evaluation: Evaluation,
+    /// Checkpoints, loader and log.
+    #[serde(default)]
+    pub run: RunOptions,
+}
+
+/// Where images and labels come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// `streets` (built in), `camvid` or `folder`.
+    pub dataset: String,
+    /// Folder of the dataset; not for `streets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
+    /// Split to train on.
+    #[serde(default = "train_split")]
+    pub train_split: String,
+    /// Split to evaluate on.
+    #[serde(default = "val_split")]
+    pub val_split: String,
+    /// `streets` only: number of training images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_count: Option<usize>,
+    /// `streets` only: number of validation images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_count: Option<usize>,
+    /// `streets` only: height and width of an image, in pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<[usize; 2]>,
+}
+
+fn train_split() -> String {
+    "train".to_string()
+}
+
+fn val_split() -> String {
+    "val".to_string()
+}
+
+/// How training images are varied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augmentation {
+    /// Smallest and largest scale factor.
+    pub scale: [f64; 2],
+    /// Step between allowed scales; absent: any value between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_step: Option<f64>,
+    /// Height and width of the crop, in pixels.
+    pub crop: [usize; 2],
+    /// Probability of a horizontal flip.
+    pub flip: f64,
+    /// Largest relative change of brightness, 0 for none.
+    #[serde(default)]
+    pub brightness: f32,
+    /// Largest relative change of contrast, 0 for none.
+    #[serde(default)]
+    pub contrast: f32,
+    /// Largest relative change of saturation, 0 for none.
+    #[serde(default)]
+    pub saturation: f32,
+}
+
+/// The loss against the labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Weight of the auxiliary head's cross-entropy (0.4 in the PSPNet paper and the distillation papers).
+    pub aux_weight: f64,
+    /// Weights of the classes in the cross-entropy.
+    #[serde(default)]
+    pub class_weights: ClassWeights,
+}
+
+/// Weights of the classes in the cross-entropy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassWeights {
+    /// Every pixel counts the same.
+    #[default]
+    None,
+    /// 1 / ln(1.02 + share of the class), the ENet paper's weighting (section 5.2), from the training labels.
+    Enet,
+    /// Median class frequency over the class's frequency among images that show it (SegNet's CamVid protocol).
+    MedianFrequency,
+}
+
+/// One network and how it is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Role {
+    /// A variant's name (see `dsd models`) or a table of settings.
+    pub model: ModelChoice,
+    /// Folder of a saved model to use instead of training one (teacher only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
+    /// Training steps.
+    pub steps: u64,
+    /// Images per step.
+    pub batch_size: usize,
+    /// The optimiser.
+    pub optimiser: Optimiser,
+    /// The learning rate of each step.
+    pub schedule: Schedule,
+}
+
+/// The optimiser of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Optimiser {
+    /// Stochastic gradient descent with momentum, PyTorch's convention.
+    Sgd {
+        /// Base learning rate.
+        learning_rate: f64,
+        /// Momentum.
+        momentum: f64,
+        /// Nesterov's form.
+        #[serde(default)]
+        nesterov: bool,
+        /// Coupled weight decay.
+        weight_decay: f64,
+        /// Decay norms and biases too, as the distillation papers' code does.
+        #[serde(default = "yes")]
+        decay_all: bool,
+        /// Largest global gradient norm; absent: no clipping.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clip_norm: Option<f64>,
+    },
+    /// AdamW with decoupled weight decay, PyTorch's convention.
+    Adamw {
+        /// Base learning rate.
+        learning_rate: f64,
+        /// Decay of the first and second moment.
+        #[serde(default = "adam_betas")]
+        betas: [f64; 2],
+        /// Added to the root of the second moment.
+        #[serde(default = "adam_eps")]
+        eps: f64,
+        /// Decoupled weight decay, on weights of two and more dimensions.
+        weight_decay: f64,
+        /// Decay norms and biases too.
+        #[serde(default)]
+        decay_all: bool,
+        /// Largest global gradient norm; absent: no clipping.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clip_norm: Option<f64>,
+    },
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn adam_betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+fn adam_eps() -> f64 {
+    1e-8
+}
+
+/// One term that pulls the distilled student to the teacher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "term", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Term {
+    /// Kullback–Leibler divergence of the class distributions at each pixel.
+    PixelKd {
+        /// λ.
+        weight: f64,
+        /// T.
+        temperature: f64,
+    },
+    /// Pixel-wise similarity: residual attention maps of pairs of layers.
+    Psd {
+        /// λ1.
+        weight: f64,
+        /// `paper_reading` or `cirkd_compat`.
+        preset: Preset,
+        /// The student's layers by name, shallow to deep.
+        student: Vec<String>,
+        /// The teacher's layers by name, as many.
+        teacher: Vec<String>,
+        /// Makes the weight independent of the crop size.
+        #[serde(default)]
+        resolution_normalised: bool,
+    },
+    /// Category-wise similarity: correlation matrix of the class maps.
+    Csd {
+        /// λ2.
+        weight: f64,
+        /// `paper_reading` or `cirkd_compat`.
+        preset: Preset,
+        /// τ; absent: the preset's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        temperature: Option<f64>,
+    },
+}
+
+/// A named reading of the DSD paper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// The best supported reading of the paper.
+    PaperReading,
+    /// What CIRKD's public code computes.
+    CirkdCompat,
+}
+
+impl Term {
+    /// The name in logs and reports.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PixelKd { .. } => "pixel_kd",
+            Self::Psd { .. } => "psd",
+            Self::Csd { .. } => "csd",
+        }
+    }
+
+    /// λ.
+    #[must_use]
+    pub fn weight(&self) -> f64 {
+        match self {
+            Self::PixelKd { weight, .. } | Self::Psd { weight, .. } | Self::Csd { weight, .. } => *weight,
+        }
+    }
+}
+
+/// Evaluation during training, on whole images at label size.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Steps between evaluations; the last step is always evaluated.
+    pub every: u64,
+    /// Images at once.
+    pub batch_size: usize,
+}
+
+/// Checkpoints, loader and log.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunOptions {
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between lines of the log.
+    pub log_every: u64,
+    /// Loader threads; 0 loads in the training thread.
+    pub workers: usize,
+    /// Batches loaded ahead.
+    pub prefetch: usize,
+    /// Validation images in the report.
+    pub pictures: usize,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self { checkpoint_every: 200, log_every: 10, workers: 1, prefetch: 4, pictures: 6 }
+    }
+}

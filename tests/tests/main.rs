@@ -1,0 +1,11 @@
+//! Whole-program tests: the built `dsd`, from the command line to the files that it leaves.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must stop")]
+
+mod camvid;
+mod folders;
+mod models;
+mod program;
+mod refusals;
+mod resume;
+mod smoke;

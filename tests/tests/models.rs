@@ -1,0 +1,33 @@
+//! What `dsd models` and `dsd recipes` say.
+
+use serde_json::Value;
+
+use crate::program::{dsd, refuse, succeed};
+
+#[test]
+fn models_lists_every_network_with_its_published_number_of_parameters() {
+    let listed: Value = serde_json::from_str(&succeed(&mut dsd(&["models", "--json"]))).unwrap();
+    let rows = listed.as_array().unwrap();
+    let parameters = |name: &str| {
+        let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no {name}: {listed}"));
+        assert!(row["parameters_source"].as_str().is_some_and(|source| !source.is_empty()), "{row}");
+        row["parameters"].as_u64().unwrap() as f64 / 1e6
+    };
+    // Published: 0.37 M (the ENet paper counts a little more than its table sums to); 13.07 M for 19 classes.
+    assert!((0.34..0.38).contains(&parameters("enet")), "{}", parameters("enet"));
+    assert!((12.9..13.2).contains(&parameters("pspnet_resnet18")), "{}", parameters("pspnet_resnet18"));
+    let table = succeed(&mut dsd(&["models"]));
+    assert_eq!(table.lines().count(), rows.len() + 1, "{table}");
+}
+
+#[test]
+fn recipes_are_listed_and_each_can_be_printed() {
+    let listed = succeed(&mut dsd(&["recipes"]));
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["quick", "smoke", "camvid", "camvid-small"]);
+    for name in names {
+        let text = succeed(&mut dsd(&["recipes", name]));
+        assert!(text.contains(&format!("name = \"{name}\"")), "{text}");
+    }
+    refuse(&mut dsd(&["recipes", "nowhere"]), &["nowhere", "quick, smoke"]);
+}
