@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::program::{TINY, dsd, json, refuse, same, succeed, text, train};
+use crate::program::{TINY, dsd, json, refuse, succeed, text, train};
 
 const ARCHIVE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/camvid-480x360-trainval.tar.gz");
 /// Published sizes of the splits in this archive.
@@ -47,5 +47,5 @@ fn the_published_archive_is_imported_and_trains() {
     let model = run.join("distilled").join("best");
     let arguments = ["eval", "--model", text(&model), "--dataset", "camvid", "--root", text(&root), "--json"];
     let printed: serde_json::Value = serde_json::from_str(&succeed(&mut dsd(&arguments))).unwrap();
-    assert!(same(&printed, &metrics["distilled"]), "{printed}, expected {}", metrics["distilled"]);
+    assert_eq!(printed, metrics["distilled"]);
 }

@@ -102,20 +102,3 @@ pub(crate) fn text(path: &Path) -> &str {
 pub(crate) fn json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
-
-/// Whether two JSON values are the same. Numbers may differ in the last place or two: files are read and written again
-/// on the way, and serde_json reads exactly only with its feature `float_roundtrip`.
-pub(crate) fn same(left: &serde_json::Value, right: &serde_json::Value) -> bool {
-    use serde_json::Value;
-    match (left, right) {
-        (Value::Number(left), Value::Number(right)) => {
-            let (left, right) = (left.as_f64().unwrap(), right.as_f64().unwrap());
-            (left - right).abs() <= 4.0 * f64::EPSILON * right.abs()
-        }
-        (Value::Object(left), Value::Object(right)) => {
-            left.len() == right.len()
-                && left.iter().all(|(key, value)| right.get(key).is_some_and(|other| same(value, other)))
-        }
-        _ => left == right,
-    }
-}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::program::{TINY, dsd, json, refuse, same, succeed, text, train};
+use crate::program::{TINY, dsd, json, refuse, succeed, text, train};
 
 /// What a run leaves that must not depend on how often it was stopped.
 const FILES: [&str; 8] = [
@@ -23,7 +23,7 @@ fn assert_same(run: &Path, other: &Path) {
         assert!(read(run) == read(other), "{file} differs");
     }
     let metrics = |folder: &Path| json(&folder.join("metrics.json"));
-    assert!(same(&metrics(run), &metrics(other)), "metrics.json differs");
+    assert_eq!(metrics(run), metrics(other));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn damaged_checkpoints_are_passed_over_or_named() {
     fs::remove_file(run.join("teacher").join("done.json")).unwrap();
     tear("step-00000004");
     succeed(train(&run, &[&TINY, &settings]).arg("--resume"));
-    assert!(same(&json(&run.join("metrics.json")), &result), "another result from the checkpoint before");
+    assert_eq!(json(&run.join("metrics.json")), result, "another result from the checkpoint before");
 
     fs::remove_file(run.join("teacher").join("done.json")).unwrap();
     tear("step-00000002");

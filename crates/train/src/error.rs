@@ -41,6 +41,12 @@ pub enum Error {
         /// The names of the samples in the batch.
         samples: String,
     },
+    /// The gradient's norm is not a number, found by clipping.
+    #[error("the gradient's norm is {norm}; lower the learning rate")]
+    GradientNorm {
+        /// The norm over all parameters.
+        norm: f64,
+    },
     /// The user asked to stop; a checkpoint is written.
     #[error("stopped by request at step {step} of {role}; continue with --resume --out {folder}")]
     Interrupted {

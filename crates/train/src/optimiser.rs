@@ -76,7 +76,7 @@ impl Optimiser {
     /// One update of every parameter that has a gradient.
     ///
     /// # Errors
-    /// [`Error::Setting`] where clipping is on and the gradient's norm is not finite; nothing is changed then.
+    /// [`Error::GradientNorm`] where clipping is on and the gradient's norm is not finite; nothing is changed then.
     pub fn step(&mut self, gradients: &GradStore, learning_rate: f64) -> Result<()> {
         let scale = self.clip_factor(gradients)?;
         self.updates += 1;
@@ -106,7 +106,7 @@ impl Optimiser {
         let Some(limit) = clip_norm else { return Ok(1.0) };
         let norm = gradient_norm(self.slots.iter().filter_map(|slot| gradients.get(slot.var.as_tensor())))?;
         if !norm.is_finite() {
-            return Err(Error::Setting(format!("the gradient's norm is {norm}; lower the learning rate")));
+            return Err(Error::GradientNorm { norm });
         }
         Ok((limit / (norm + 1e-6)).min(1.0))
     }

@@ -4,14 +4,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::{DType, Device, Tensor};
 use dsd_data::Dataset;
 use dsd_metrics::{AbsentClass, Summary};
+use dsd_models::{Mode, Output, ParamStore};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{make_folder, write_whole};
 use crate::environment::Environment;
 use crate::journal::Journal;
-use crate::recipe::{Recipe, Term};
+use crate::recipe::{Recipe, Role, Term};
 use crate::splits::{class_weights, open};
 use crate::stage::{self, Finished, Stage};
 use crate::{Error, Result, report};
@@ -63,6 +65,7 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
         train.classes().names.len(),
         folder.display()
     );
+    rehearse(recipe, train.classes().len())?;
     let class_weights = class_weights(recipe.task.class_weights, train.as_ref())?;
     let stage = |name: &'static str, terms: &[Term]| Stage {
         name,
@@ -75,9 +78,10 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
         run_folder: &folder,
     };
 
+    let teacher_stage = stage("teacher", &[]);
     let teacher_done = match &recipe.teacher.weights {
-        Some(weights) => take_teacher(recipe, weights, &folder, val.as_ref())?,
-        None => finish(&stage("teacher", &[]), &mut journal)?,
+        Some(weights) if teacher_stage.finished()?.is_none() => take_teacher(recipe, weights, &folder, val.as_ref())?,
+        _ => finish(&teacher_stage, &mut journal)?,
     };
     let baseline_done = finish(&stage("baseline", &[]), &mut journal)?;
     let teacher = dsd_models::load(&folder.join("teacher").join("best"))?.segmenter()?;
@@ -102,6 +106,23 @@ fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
     }
 }
 
+/// One forward pass of untrained networks through the whole objective, so that a feature that does not exist or layers
+/// that do not fit are named before a teacher is trained for them.
+fn rehearse(recipe: &Recipe, num_classes: usize) -> Result<()> {
+    let [height, width] = recipe.augmentation.crop;
+    let images = Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?;
+    let labels = Tensor::zeros((1, height, width), DType::U8, &Device::Cpu)?;
+    let output = |role: &Role| -> Result<Output> {
+        let store = ParamStore::new(recipe.seed, DType::F32, &Device::Cpu);
+        let config = role.model.config()?;
+        dsd_models::build(&config, num_classes, store.builder())?;
+        Ok(dsd_models::build(&config, num_classes, store.frozen_builder())?.forward(&images, Mode::Eval)?)
+    };
+    let (student, teacher) = (output(&recipe.student)?, output(&recipe.teacher)?);
+    stage::objective(recipe, None, &recipe.distillation).terms(&student, Some(&teacher), &labels)?;
+    Ok(())
+}
+
 /// Evaluates a saved teacher and copies it into the run, which stays complete in itself.
 fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Dataset) -> Result<Finished> {
     let saved = dsd_models::load(weights)?;
@@ -117,6 +138,11 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
             "the teacher was trained with the input normalisation {:?}, the recipe has {:?}; set the recipe's to the teacher's",
             saved.card.normalisation, recipe.normalisation
         );
+        return Err(Error::file(weights, message));
+    }
+    let named = recipe.teacher.model.config()?;
+    if saved.card.model != named {
+        let message = format!("the saved teacher is {:?}, the recipe's teacher.model says {named:?}", saved.card.model);
         return Err(Error::file(weights, message));
     }
     let normalisation = stage::data_normalisation(&saved.card.normalisation);

@@ -169,19 +169,20 @@ impl Stage<'_> {
         };
         let student = network.forward(&images, Mode::Train { seed: self.recipe.seed, step })?;
         let terms = self.objective.terms(&student, teacher.as_ref(), &labels)?;
+        let not_finite = |term: &str, value: f64| Error::NotFinite {
+            role: self.name.to_string(),
+            step: step + 1,
+            term: term.to_string(),
+            value,
+            samples: names.join(", "),
+        };
         let mut values = BTreeMap::new();
         let mut total: Option<candle_core::Tensor> = None;
         let mut total_value = 0.0;
         for term in &terms {
             let value = f64::from(term.loss.to_scalar::<f32>()?);
             if !value.is_finite() {
-                return Err(Error::NotFinite {
-                    role: self.name.to_string(),
-                    step: step + 1,
-                    term: term.name.clone(),
-                    value,
-                    samples: names.join(", "),
-                });
+                return Err(not_finite(&term.name, value));
             }
             values.insert(term.name.clone(), value);
             total_value += term.weight * value;
@@ -193,7 +194,10 @@ impl Stage<'_> {
         }
         if let Some(total) = total {
             let gradients = total.backward()?;
-            optimiser.step(&gradients, learning_rate)?;
+            optimiser.step(&gradients, learning_rate).map_err(|error| match error {
+                Error::GradientNorm { norm } => not_finite("gradient norm", norm),
+                other => other,
+            })?;
         }
         Ok(Line::Step { role: self.name.to_string(), step: step + 1, learning_rate, total: total_value, terms: values })
     }
