@@ -293,7 +293,7 @@ impl Stage<'_> {
 
     fn bar(&self, step: u64) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(self.role.steps), ProgressDrawTarget::stderr());
-        let template = "{prefix:>9} {bar:24} {pos}/{len} {per_sec} left {eta} {msg}";
+        let template = "{prefix:>9} {bar:24} {pos}/{len} {per_sec} left {eta} {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -83,32 +83,41 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
     let weight = var(&[64, 64, 3, 3], "weight")?;
     let window = PoolOptions { kernel: [3, 3], stride: [2, 2], padding: [1, 1], ceil_mode: false };
     let convolution = Conv2dOptions { padding: [1, 1], ..Conv2dOptions::default() };
+    let mut upstream = Upstream::default();
     bench.case("conv 3x3 4,64,64,64 forward + backward", 0.0, || {
-        backward(&conv2d(x.as_tensor(), weight.as_tensor(), None, convolution)?)
+        upstream.backward(&conv2d(x.as_tensor(), weight.as_tensor(), None, convolution)?)
     })?;
+    let mut upstream = Upstream::default();
     bench.case("batch norm + relu 4,64,64,64 forward + backward", 0.0, || {
         let y = batch_norm_train(x.as_tensor(), scale.as_tensor(), shift.as_tensor(), None, 1e-5, Activation::Relu)?;
-        backward(&y)
+        upstream.backward(&y)
     })?;
-    bench.case("prelu 4,64,64,64 forward + backward", 0.0, || backward(&prelu(x.as_tensor(), scale.as_tensor())?))?;
-    bench
-        .case("max pool 3x3/2 4,64,64,64 forward + backward", 0.0, || backward(&max_pool2d(x.as_tensor(), window)?))?;
+    let mut upstream = Upstream::default();
+    bench.case("prelu 4,64,64,64 forward + backward", 0.0, || {
+        upstream.backward(&prelu(x.as_tensor(), scale.as_tensor())?)
+    })?;
+    bench.case("max pool 3x3/2 4,64,64,64 forward + backward", 0.0, || {
+        upstream.backward(&max_pool2d(x.as_tensor(), window)?)
+    })?;
+    let mut upstream = Upstream::default();
     bench.case("adaptive average pool 6x6 4,64,64,64 forward + backward", 0.0, || {
-        backward(&adaptive_avg_pool2d(x.as_tensor(), [6, 6])?)
+        upstream.backward(&adaptive_avg_pool2d(x.as_tensor(), [6, 6])?)
     })?;
     let logits = var(&[4, CLASSES, 32, 32], "logits")?;
+    let mut upstream = Upstream::default();
     bench.case("bilinear 4,11,32,32→256,256 forward + backward", 0.0, || {
-        backward(&resize_bilinear(logits.as_tensor(), [256, 256], true)?)
+        upstream.backward(&resize_bilinear(logits.as_tensor(), [256, 256], true)?)
     })?;
     let full = var(&[4, CLASSES, 256, 256], "full")?;
     let labels = labels(4, 256, 256)?;
+    let mut upstream = Upstream::default();
     bench.case("cross-entropy 4,11,256,256 forward + backward", 0.0, || {
         let loss = cross_entropy(
             full.as_tensor(),
             &labels,
             CrossEntropyOptions { ignore_label: dsd_data::IGNORE, class_weights: None },
         )?;
-        backward(&loss)
+        upstream.backward(&loss)
     })?;
     Ok(())
 }
@@ -121,16 +130,19 @@ pub(super) fn losses(bench: &mut Bench) -> Result<()> {
         ["a", "b"].iter().map(|name| var(&[2, 512, 64, 128], name)).collect::<crate::Result<_>>()?;
     let teacher: Vec<Tensor> = student.iter().map(Var::as_detached_tensor).rev().collect();
     let layers: Vec<Tensor> = student.iter().map(|layer| layer.as_tensor().clone()).collect();
+    let mut upstream = Upstream::default();
     bench.case("psd, two layers of 512 channels", 0.0, || {
-        backward(&similarity::psd(&layers, &teacher, None, similarity::Psd::paper_reading())?)
+        upstream.backward(&similarity::psd(&layers, &teacher, None, similarity::Psd::paper_reading())?)
     })?;
+    let mut upstream = Upstream::default();
     bench.case("csd, 19 classes", 0.0, || {
         let settings = similarity::Csd::paper_reading();
-        backward(&similarity::csd(student_logits.as_tensor(), &teacher_logits, None, settings)?)
+        upstream.backward(&similarity::csd(student_logits.as_tensor(), &teacher_logits, None, settings)?)
     })?;
+    let mut upstream = Upstream::default();
     bench.case("pixel kd, 19 classes", 0.0, || {
         let settings = similarity::PixelKd { temperature: 2.0 };
-        backward(&similarity::pixel_kd(student_logits.as_tensor(), &teacher_logits, None, settings)?)
+        upstream.backward(&similarity::pixel_kd(student_logits.as_tensor(), &teacher_logits, None, settings)?)
     })?;
     Ok(())
 }
@@ -239,11 +251,20 @@ fn labels(count: usize, height: usize, width: usize) -> crate::Result<Tensor> {
     Ok(Tensor::from_vec(ids, (count, height, width), &Device::Cpu)?)
 }
 
-/// Backward from a dense random gradient of the output's shape.
-fn backward(output: &Tensor) -> crate::Result<()> {
-    let gradient = match output.dims() {
-        [] => return Ok(output.backward().map(drop)?),
-        dims => tensor(dims, "gradient")?,
-    };
-    Ok((output * gradient)?.sum_all()?.backward().map(drop)?)
+/// A dense random gradient for an output, made in the first run and kept.
+#[derive(Default)]
+struct Upstream(Option<Tensor>);
+
+impl Upstream {
+    /// Backward from the output with this gradient; a scalar gets 1.
+    fn backward(&mut self, output: &Tensor) -> crate::Result<()> {
+        if output.rank() == 0 {
+            return Ok(output.backward().map(drop)?);
+        }
+        let gradient = match &self.0 {
+            Some(gradient) => gradient.clone(),
+            None => self.0.insert(tensor(output.dims(), "gradient")?).clone(),
+        };
+        Ok((output * gradient)?.sum_all()?.backward().map(drop)?)
+    }
 }
