@@ -96,6 +96,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
     bench.case("prelu 4,64,64,64 forward + backward", 0.0, || {
         upstream.backward(&prelu(x.as_tensor(), scale.as_tensor())?)
     })?;
+    let mut upstream = Upstream::default();
     bench.case("max pool 3x3/2 4,64,64,64 forward + backward", 0.0, || {
         upstream.backward(&max_pool2d(x.as_tensor(), window)?)
     })?;
