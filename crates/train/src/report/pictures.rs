@@ -1,11 +1,11 @@
 //! The pictures of a report: image, truth and what each network sees.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::path::Path;
 
 use base64::Engine;
 use dsd_data::{LabelMap, RgbImage, overlay};
+use jpeg_encoder::{ColorType, Encoder};
 use serde::Serialize;
 
 use crate::recipe::Recipe;
@@ -14,6 +14,9 @@ use crate::{Error, Result, evaluate, splits};
 
 /// Weight of the class colour in an overlay, 0–1.
 const ALPHA: f32 = 0.6;
+
+/// Of the JPEGs inside the page, 1–100.
+const QUALITY: u8 = 88;
 
 /// A validation image with everything that was said of it; pictures are data URLs.
 #[derive(Debug, Serialize)]
@@ -57,11 +60,12 @@ pub(super) fn pictures(folder: &Path, recipe: &Recipe) -> Result<(Vec<Picture>, 
 
 /// A JPEG of the image as a data URL; overlays have soft colours, so that nothing is lost to the eye.
 fn data_url(image: &RgbImage) -> Result<String> {
-    let mut bytes = Cursor::new(Vec::new());
-    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 88);
-    let (width, height) = (image.width as u32, image.height as u32);
-    image::ImageEncoder::write_image(encoder, &image.pixels, width, height, image::ExtendedColorType::Rgb8)
-        .map_err(|error| Error::Setting(format!("a picture of the report cannot be encoded: {error}")))?;
-    let text = base64::engine::general_purpose::STANDARD.encode(bytes.into_inner());
+    let failed = |reason: String| Error::Setting(format!("a picture of the report cannot be encoded: {reason}"));
+    let side = |pixels: usize| u16::try_from(pixels).map_err(|_| failed(format!("a side of {pixels} pixels")));
+    let mut bytes = Vec::new();
+    Encoder::new(&mut bytes, QUALITY)
+        .encode(&image.pixels, side(image.width)?, side(image.height)?, ColorType::Rgb)
+        .map_err(|error| failed(error.to_string()))?;
+    let text = base64::engine::general_purpose::STANDARD.encode(bytes);
     Ok(format!("data:image/jpeg;base64,{text}"))
 }
