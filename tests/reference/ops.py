@@ -52,12 +52,17 @@ def case(name, op, settings, function, arguments, constants=None):
         TENSORS[f"{name}/{key}"] = value.clone()
 
 
-def conv2d(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+def conv2d(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), extra=(0, 0), dilation=(1, 1), groups=1):
+    """`extra`: rows and columns of zeros after the last ones, beyond `padding`."""
     settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     arguments = {"x": normal(*x), "weight": normal(*weight)}
     if bias:
         arguments["bias"] = normal(weight[0])
-    case(f"conv2d_{name}", "conv2d", settings, lambda x, weight, bias=None: F.conv2d(x, weight, bias, **settings), arguments)
+
+    def function(x, weight, bias=None):
+        return F.conv2d(F.pad(x, (0, extra[1], 0, extra[0])), weight, bias, **settings)
+
+    case(f"conv2d_{name}", "conv2d", settings | {"extra_padding": extra}, function, arguments)
 
 
 conv2d("3x3", (2, 3, 5, 7), (4, 3, 3, 3), padding=(1, 1))
@@ -76,6 +81,12 @@ conv2d("depthwise", (2, 3, 4, 5), (3, 1, 3, 3), padding=(1, 1), groups=3)
 conv2d("depthwise_stride2", (1, 3, 6, 7), (3, 1, 3, 3), bias=False, stride=(2, 2), padding=(1, 1), groups=3)
 conv2d("depthwise_multiplier_dilated", (1, 2, 7, 6), (4, 1, 3, 3), padding=(2, 2), dilation=(2, 2), groups=2)
 conv2d("one_pixel", (1, 1, 1, 1), (1, 1, 3, 3), padding=(1, 1))
+conv2d("same_3x3_stride2", (2, 2, 6, 8), (3, 2, 3, 3), stride=(2, 2), extra=(1, 1))
+conv2d("same_5x5_stride2", (1, 2, 6, 7), (3, 2, 5, 5), stride=(2, 2), padding=(1, 2), extra=(1, 0))
+conv2d("same_3x3_stride2_dilated", (1, 2, 5, 6), (2, 2, 3, 3), stride=(2, 2), padding=(2, 1), extra=(0, 1), dilation=(2, 2))
+conv2d("same_depthwise_stride2", (2, 3, 6, 7), (3, 1, 3, 3), bias=False, stride=(2, 2), padding=(0, 1), extra=(1, 0), groups=3)
+conv2d("same_depthwise_5x5_stride2", (1, 3, 6, 8), (3, 1, 5, 5), stride=(2, 2), padding=(1, 1), extra=(1, 1), groups=3)
+conv2d("same_2x2", (1, 2, 4, 5), (2, 2, 2, 2), extra=(1, 1))
 
 
 def conv_transpose2d(name, x, weight, bias=True, stride=(1, 1), padding=(0, 0), output_padding=(0, 0), dilation=(1, 1), groups=1):
@@ -196,7 +207,7 @@ for name, x, size in [
 ]:
     case(f"resize_nearest_{name}", "resize_nearest", {"size": size}, lambda x: F.interpolate(x, size, mode="nearest"), {"x": normal(*x)})
 
-ACTIVATIONS = {"identity": lambda y: y, "relu": F.relu, "relu6": F.relu6}
+ACTIVATIONS = {"identity": lambda y: y, "relu": F.relu, "relu6": F.relu6, "hard_swish": F.hardswish}
 
 for name, shape, momentum in [("", (2, 3, 3, 4), 0.1), ("one_image_", (1, 2, 3, 5), 0.3), ("one_pixel_", (5, 2, 1, 1), 0.1)]:
     for activation, function in ACTIVATIONS.items():
@@ -218,10 +229,33 @@ for name, shape, momentum in [("", (2, 3, 3, 4), 0.1), ("one_image_", (1, 2, 3, 
         case(f"batch_norm_train_{name}{activation}", "batch_norm_train", settings, train, arguments, running)
         case(f"batch_norm_eval_{name}{activation}", "batch_norm_eval", settings, evaluate, arguments, running)
 
+for name, channels in [("per_channel", 3), ("shared", 1)]:
+    arguments = {"x": normal(2, 3, 3, 4), "weight": normal(3), "bias": normal(3), "slopes": normal(channels)}
+    running = {"running_mean": normal(3), "running_var": normal(3).abs() + 0.5}
+
+    def train(x, weight, bias, slopes, running_mean, running_var):
+        mean, var = running_mean.clone(), running_var.clone()
+        y = F.prelu(F.batch_norm(x, mean, var, weight, bias, True, 0.1, 1e-5), slopes)
+        return y, {"new_running_mean": mean, "new_running_var": var}
+
+    def evaluate(x, weight, bias, slopes, running_mean, running_var):
+        return F.prelu(F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.1, 1e-5), slopes)
+
+    settings = {"eps": 1e-5, "momentum": 0.1}
+    case(f"batch_norm_prelu_train_{name}", "batch_norm_prelu_train", settings, train, arguments, running)
+    case(f"batch_norm_prelu_eval_{name}", "batch_norm_prelu_eval", settings, evaluate, arguments, running)
+
 # Exact kinks included: 0, -0 and 6.
 kinks = torch.cat([torch.tensor([0.0, -0.0, 6.0, 5.5, 6.5, -1.0], dtype=torch.float64), normal(54) * 4]).reshape(2, 3, 2, 5)
 case("relu", "relu", {}, lambda x: F.relu(x), {"x": kinks})
 case("relu6", "relu6", {}, lambda x: F.relu6(x), {"x": kinks})
+corners = torch.cat([torch.tensor([0.0, -0.0, 3.0, -3.0, 3.5, -3.5], dtype=torch.float64), normal(54) * 3]).reshape(2, 3, 2, 5)
+case("hard_swish", "hard_swish", {}, lambda x: F.hardswish(x), {"x": corners})
+# Not F.hardsigmoid, whose slope in f64 is 1/6 rounded to f32.
+case("hard_sigmoid", "hard_sigmoid", {}, lambda x: F.relu6(x + 3) / 6, {"x": corners})
+case("sigmoid", "sigmoid", {}, lambda x: torch.sigmoid(x), {"x": torch.cat([normal(20), normal(20) * 40]).reshape(2, 2, 2, 5)})
+case("add_relu", "add_relu", {}, lambda x, other: F.relu(x + other), {"x": kinks, "other": torch.cat([torch.zeros(6), normal(54)]).reshape(kinks.shape)})
+case("scale_channels", "scale_channels", {}, lambda x, scale: x * scale, {"x": normal(2, 3, 4, 5), "scale": normal(2, 3, 1, 1)})
 case("prelu_per_channel", "prelu", {}, lambda x, weight: F.prelu(x, weight), {"x": kinks, "weight": normal(3)})
 case("prelu_shared", "prelu", {}, lambda x, weight: F.prelu(x, weight), {"x": kinks, "weight": normal(1)})
 

@@ -10,3 +10,4 @@ mod program;
 mod refusals;
 mod resume;
 mod smoke;
+mod starts;

@@ -1,6 +1,8 @@
 //! Activations, PReLU, softmax and log-softmax over the channels of `[N,C,…]`.
 
 mod elementary;
+pub(crate) mod gate;
+mod prelu;
 mod softmax;
 
 use rayon::prelude::*;
@@ -10,6 +12,8 @@ use crate::{Float, Result};
 
 pub use elementary::Element;
 pub(crate) use elementary::{Kernel, vectorised};
+pub(crate) use gate::{Gate, with_gate};
+pub use prelu::{prelu_backward, prelu_forward};
 pub(crate) use softmax::{FLUSH, TILE, Tile, flush, for_each_tile, largest, tile_count};
 pub use softmax::{Softmax, softmax_backward, softmax_forward};
 
@@ -32,61 +36,37 @@ impl Planes {
     }
 }
 
-/// What follows a batch norm in the same pass. The derivative is 0 at both corners, as PyTorch has it.
+/// A function of each element, by itself or in the same pass as the batch norm before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// y = x.
     Identity,
-    /// y = max(x, 0).
+    /// y = max(x, 0). The derivative at 0 is 0, as PyTorch has it.
     Relu,
-    /// y = min(max(x, 0), 6).
+    /// y = min(max(x, 0), 6). The derivative at both corners is 0, as PyTorch has it.
     Relu6,
+    /// y = x · min(max(x + 3, 0), 6) / 6. The derivative at −3 is 0 and at 3 is 1, as PyTorch has it.
+    ///
+    /// Howard et al., Searching for MobileNetV3, ICCV 2019, section 5.2.
+    HardSwish,
+    /// y = min(max(x + 3, 0), 6) / 6. The derivative at both corners is 0, as PyTorch has it.
+    HardSigmoid,
+    /// y = 1 / (1 + e⁻ˣ).
+    Sigmoid,
 }
 
 impl Activation {
     /// The activation of one value. A NaN stays one.
     #[inline(always)]
-    pub fn apply<T: Float>(self, value: T) -> T {
-        match self {
-            Self::Identity => value,
-            Self::Relu => relu(value),
-            Self::Relu6 => relu6(value),
-        }
+    pub fn apply<T: Element>(self, z: T) -> T {
+        with_gate!(self, gate => gate.value(z))
     }
 
-    /// True where the gradient passes, judged by the activation's output `y`.
+    /// The gradient of one value `z`, from its activation `y` and the gradient `g` of `y`.
     #[inline(always)]
-    pub fn passes<T: Float>(self, y: T) -> bool {
-        match self {
-            Self::Identity => true,
-            Self::Relu => passes_relu(y),
-            Self::Relu6 => passes_relu6(y),
-        }
+    pub fn gradient<T: Element>(self, z: T, y: T, g: T) -> T {
+        with_gate!(self, gate => gate.gradient(z, y, g))
     }
-}
-
-// Written as comparisons that are false for a NaN, so that it goes through instead of becoming 0.
-#[inline(always)]
-pub(crate) fn relu<T: Float>(value: T) -> T {
-    if value <= T::ZERO { T::ZERO } else { value }
-}
-
-#[inline(always)]
-pub(crate) fn relu6<T: Float>(value: T) -> T {
-    let six = T::from_f64(6.0);
-    let low = relu(value);
-    if low >= six { six } else { low }
-}
-
-#[inline(always)]
-pub(crate) fn passes_relu<T: Float>(y: T) -> bool {
-    y > T::ZERO
-}
-
-#[inline(always)]
-pub(crate) fn passes_relu6<T: Float>(y: T) -> bool {
-    // No short circuit: two comparisons and an AND vectorise, a branch does not.
-    (y > T::ZERO) & (y < T::from_f64(6.0))
 }
 
 /// Elements per task of an elementwise pass.
@@ -96,115 +76,81 @@ const CHUNK: usize = 1 << 15;
 ///
 /// # Errors
 /// Length.
-pub fn forward<T: Float>(activation: Activation, x: &[T], y: &mut [T]) -> Result<()> {
+pub fn forward<T: Element>(activation: Activation, x: &[T], y: &mut [T]) -> Result<()> {
     check_length("activation", "output", y.len(), x.len())?;
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| match activation {
-        Activation::Identity => y.copy_from_slice(x),
-        Activation::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = relu(*x)),
-        Activation::Relu6 => y.iter_mut().zip(x).for_each(|(y, x)| *y = relu6(*x)),
-    });
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| vectorised(Values { activation, x, y }));
     Ok(())
 }
 
-/// dx = g where the activation passes its gradient, else 0; `y` is the output of [`forward`].
+/// dx = g · activation′(x); `y` is the output of [`forward`].
 ///
 /// # Errors
 /// Length.
-pub fn backward<T: Float>(activation: Activation, y: &[T], g: &[T], dx: &mut [T]) -> Result<()> {
+pub fn backward<T: Element>(activation: Activation, x: &[T], y: &[T], g: &[T], dx: &mut [T]) -> Result<()> {
+    check_length("activation", "x", x.len(), y.len())?;
     check_length("activation", "gradient", g.len(), y.len())?;
     check_length("activation", "input gradient", dx.len(), y.len())?;
-    #[inline(always)]
-    fn gate<T: Float>(y: &[T], g: &[T], dx: &mut [T], passes: impl Fn(T) -> bool) {
-        for ((dx, g), y) in dx.iter_mut().zip(g).zip(y) {
-            *dx = if passes(*y) { *g } else { T::ZERO };
-        }
-    }
-    dx.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(y.par_chunks(CHUNK)).for_each(
-        |((dx, g), y)| match activation {
-            Activation::Identity => dx.copy_from_slice(g),
-            Activation::Relu => gate(y, g, dx, passes_relu),
-            Activation::Relu6 => gate(y, g, dx, passes_relu6),
-        },
-    );
+    let (x, y, g) = (x.par_chunks(CHUNK), y.par_chunks(CHUNK), g.par_chunks(CHUNK));
+    dx.par_chunks_mut(CHUNK)
+        .zip(x.zip(y).zip(g))
+        .for_each(|(dx, ((x, y), g))| vectorised(Slopes { activation, x, y, g, dx }));
     Ok(())
 }
 
-/// The one slope, or the slope of each channel.
-#[inline(always)]
-fn slope<T: Float>(weight: &[T], channel: usize) -> T {
-    if let [one] = weight { *one } else { weight[channel] }
-}
-
-fn check_slopes(weight: usize, channels: usize) -> Result<()> {
-    if weight == 1 { Ok(()) } else { check_length("prelu", "weight", weight, channels) }
-}
-
-/// y = x where x > 0, else weight · x, with one slope for all channels or one for each.
+/// y = max(a + b, 0), element by element: where a residual branch comes back. The gradient of a and that of b are both
+/// g where y > 0, else 0: [`backward`] with [`Activation::Relu`].
 ///
 /// # Errors
 /// Length.
-pub fn prelu_forward<T: Float>(sizes: Planes, x: &[T], weight: &[T], y: &mut [T]) -> Result<()> {
-    check_length("prelu", "x", x.len(), sizes.elements())?;
-    check_length("prelu", "output", y.len(), sizes.elements())?;
-    check_slopes(weight.len(), sizes.channels)?;
-    if x.is_empty() {
-        return Ok(());
-    }
-    y.par_chunks_mut(sizes.pixels).zip(x.par_chunks(sizes.pixels)).enumerate().for_each(|(plane, (y, x))| {
-        let slope = slope(weight, plane % sizes.channels);
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = if *x > T::ZERO { *x } else { slope * *x };
+pub fn add_relu<T: Element>(a: &[T], b: &[T], y: &mut [T]) -> Result<()> {
+    check_length("add_relu", "b", b.len(), a.len())?;
+    check_length("add_relu", "output", y.len(), a.len())?;
+    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(|(y, (a, b))| {
+        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            *y = gate::Relu.value(*a + *b);
         }
     });
     Ok(())
 }
 
-/// The gradients of [`prelu_forward`]: dx = g · (1 where x > 0, else weight); dweight = Σ g · x over x ≤ 0.
-///
-/// # Errors
-/// Length.
-pub fn prelu_backward<T: Float>(
-    sizes: Planes,
-    x: &[T],
-    weight: &[T],
-    g: &[T],
-    dx: &mut [T],
-    dweight: &mut [T],
-) -> Result<()> {
-    check_length("prelu", "x", x.len(), sizes.elements())?;
-    check_length("prelu", "gradient", g.len(), sizes.elements())?;
-    check_length("prelu", "input gradient", dx.len(), sizes.elements())?;
-    check_slopes(weight.len(), sizes.channels)?;
-    check_length("prelu", "weight gradient", dweight.len(), weight.len())?;
-    dweight.fill(T::ZERO);
-    if x.is_empty() {
-        return Ok(());
-    }
-    let planes = dx.par_chunks_mut(sizes.pixels).zip(g.par_chunks(sizes.pixels)).zip(x.par_chunks(sizes.pixels));
-    let sums: Vec<f64> = planes
-        .enumerate()
-        .map(|(plane, ((dx, g), x))| {
-            let slope = slope(weight, plane % sizes.channels);
-            let mut total = 0.0;
-            for ((dx, g), x) in dx.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(x.chunks(BLOCK)) {
-                let mut lanes = [T::ZERO; LANES];
-                for ((dx, g), x) in dx.chunks_mut(LANES).zip(g.chunks(LANES)).zip(x.chunks(LANES)) {
-                    for (((dx, g), x), lane) in dx.iter_mut().zip(g).zip(x).zip(&mut lanes) {
-                        let positive = *x > T::ZERO;
-                        *dx = if positive { *g } else { slope * *g };
-                        *lane += if positive { T::ZERO } else { *g * *x };
-                    }
-                }
-                total += sum(&lanes);
+struct Values<'a, T> {
+    activation: Activation,
+    x: &'a [T],
+    y: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Values<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        with_gate!(self.activation, gate => {
+            for (y, x) in self.y.iter_mut().zip(self.x) {
+                *y = gate.value(*x);
             }
-            total
-        })
-        .collect();
-    for (slot, dweight) in dweight.iter_mut().enumerate() {
-        let own = sums.iter().enumerate().filter(|(plane, _)| weight.len() == 1 || plane % sizes.channels == slot);
-        *dweight = T::from_f64(own.map(|(_, sum)| sum).sum());
+        });
     }
-    Ok(())
+}
+
+struct Slopes<'a, T> {
+    activation: Activation,
+    x: &'a [T],
+    y: &'a [T],
+    g: &'a [T],
+    dx: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Slopes<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        with_gate!(self.activation, gate => {
+            for (((dx, x), y), g) in self.dx.iter_mut().zip(self.x).zip(self.y).zip(self.g) {
+                *dx = gate.gradient(*x, *y, *g);
+            }
+        });
+    }
 }
 
 /// Partial sums that one pass keeps, so that additions do not wait for each other.

@@ -1,8 +1,8 @@
 //! Batch norm over `[N,C,…]` fused with the activation after it: one pass for the statistics, one for the output.
 //!
 //! y = activation((x − mean) · rstd · weight + bias), rstd = 1 / √(var + eps), mean and biased variance of each channel
-//! over N, H and W. Only the statistics are kept for the backward pass; with g masked by the activation (judged by y)
-//! and m = N·H·W:
+//! over N, H and W. Only the statistics are kept for the backward pass; with g taken through the activation and
+//! m = N·H·W:
 //!
 //! dbias = Σ g; dweight = rstd · Σ g·(x − mean); dx = weight · rstd · (g − dbias/m − (x − mean) · rstd · dweight/m)
 //!
@@ -11,11 +11,14 @@
 
 mod loops;
 
-use crate::activation::{Activation, Planes, vectorised};
+use std::mem::MaybeUninit;
+
+use crate::activation::{Activation, Element, Planes, vectorised};
 use crate::error::{check_length, param};
+use crate::fresh::{uninit, written};
 use crate::parallel::{Shared, for_each_task};
 use crate::{Float, Result};
-use loops::{Gradient, GradientSums, Moments, Normalise, moments};
+use loops::{Channel, Gradient, GradientSums, Moments, Next, Normalise, moments};
 
 /// Mean and biased variance of each channel.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +40,8 @@ pub struct Affine<'a, T> {
     pub eps: f64,
     /// What follows.
     pub activation: Activation,
+    /// The slopes below zero of a PReLU that follows in place of `activation`: `[C]`, or one for all channels.
+    pub slopes: Option<&'a [T]>,
 }
 
 /// Which statistics the output came from: those of x itself, through which a gradient flows, or given ones.
@@ -55,8 +60,24 @@ const TASK: usize = 1 << 14;
 ///
 /// # Errors
 /// Length.
-pub fn forward_train<T: Float>(sizes: Planes, x: &[T], affine: Affine<'_, T>, y: &mut [T]) -> Result<Statistics> {
-    check_forward(sizes, x, &affine, y)?;
+pub fn forward_train<T: Element>(sizes: Planes, x: &[T], affine: Affine<'_, T>, y: &mut [T]) -> Result<Statistics> {
+    check_forward(sizes, x, &affine, y.len())?;
+    Ok(train(sizes, x, affine, uninit(y)))
+}
+
+/// [`forward_train`] into a new vector.
+///
+/// # Errors
+/// Length.
+#[allow(unsafe_code, reason = "all channels together write the whole output")]
+pub fn forward_train_vec<T: Element>(sizes: Planes, x: &[T], affine: Affine<'_, T>) -> Result<(Vec<T>, Statistics)> {
+    check_forward(sizes, x, &affine, sizes.elements())?;
+    // SAFETY: every channel is visited, and writes all of its planes.
+    Ok(unsafe { written(sizes.elements(), |y| train(sizes, x, affine, y)) })
+}
+
+/// Writes every element of `y`.
+fn train<T: Element>(sizes: Planes, x: &[T], affine: Affine<'_, T>, y: &mut [MaybeUninit<T>]) -> Statistics {
     let mut statistics = Statistics { mean: vec![0.0; sizes.channels], var: vec![0.0; sizes.channels] };
     let (mean, var) = (Shared::new(&mut statistics.mean), Shared::new(&mut statistics.var));
     let y = Shared::new(y);
@@ -72,27 +93,55 @@ pub fn forward_train<T: Float>(sizes: Planes, x: &[T], affine: Affine<'_, T>, y:
             var.part(channel, 1)[0] = merged.variance();
         }
     });
-    Ok(statistics)
+    statistics
 }
 
 /// Normalises x by given statistics into `y`.
 ///
 /// # Errors
 /// Length.
-pub fn forward_eval<T: Float>(
+pub fn forward_eval<T: Element>(
     sizes: Planes,
     x: &[T],
     affine: Affine<'_, T>,
     statistics: &Statistics,
     y: &mut [T],
 ) -> Result<()> {
-    check_forward(sizes, x, &affine, y)?;
+    check_forward(sizes, x, &affine, y.len())?;
     check_statistics(sizes, statistics)?;
+    evaluate(sizes, x, affine, statistics, uninit(y));
+    Ok(())
+}
+
+/// [`forward_eval`] into a new vector.
+///
+/// # Errors
+/// Length.
+#[allow(unsafe_code, reason = "all channels together write the whole output")]
+pub fn forward_eval_vec<T: Element>(
+    sizes: Planes,
+    x: &[T],
+    affine: Affine<'_, T>,
+    statistics: &Statistics,
+) -> Result<Vec<T>> {
+    check_forward(sizes, x, &affine, sizes.elements())?;
+    check_statistics(sizes, statistics)?;
+    // SAFETY: every channel is visited, and writes all of its planes.
+    Ok(unsafe { written(sizes.elements(), |y| evaluate(sizes, x, affine, statistics, y)) }.0)
+}
+
+/// Writes every element of `y`.
+fn evaluate<T: Element>(
+    sizes: Planes,
+    x: &[T],
+    affine: Affine<'_, T>,
+    statistics: &Statistics,
+    y: &mut [MaybeUninit<T>],
+) {
     let y = Shared::new(y);
     for_each_channel(sizes, |channel| {
         normalise(sizes, channel, x, affine, statistics.mean[channel], statistics.var[channel], &y);
     });
-    Ok(())
 }
 
 /// Where the gradients of [`backward`] go.
@@ -104,6 +153,8 @@ pub struct Gradients<'a, T> {
     pub weight: &'a mut [T],
     /// `[C]`.
     pub bias: &'a mut [T],
+    /// As long as the slopes; empty without.
+    pub slopes: &'a mut [T],
 }
 
 /// The gradients of [`forward_train`] or [`forward_eval`] from x, the output `y` and the output's gradient `g`.
@@ -112,7 +163,7 @@ pub struct Gradients<'a, T> {
 ///
 /// # Errors
 /// Length.
-pub fn backward<T: Float>(
+pub fn backward<T: Element>(
     sizes: Planes,
     x: &[T],
     y: &[T],
@@ -122,60 +173,124 @@ pub fn backward<T: Float>(
     source: Source,
     gradients: Gradients<'_, T>,
 ) -> Result<()> {
-    check_forward(sizes, x, &affine, y)?;
-    check_statistics(sizes, statistics)?;
-    check_length(OP, "gradient", g.len(), sizes.elements())?;
+    check_backward(sizes, x, y, g, &affine, statistics)?;
     check_length(OP, "weight gradient", gradients.weight.len(), sizes.channels)?;
     check_length(OP, "bias gradient", gradients.bias.len(), sizes.channels)?;
+    check_length(OP, "slopes' gradient", gradients.slopes.len(), affine.slopes.map_or(0, <[T]>::len))?;
     if let Some(dx) = &gradients.x {
         check_length(OP, "input gradient", dx.len(), sizes.elements())?;
     }
+    let Gradients { x: dx, weight, bias, slopes } = gradients;
+    differentiate(sizes, [x, y, g], affine, statistics, source, dx.map(uninit), [weight, bias, slopes]);
+    Ok(())
+}
+
+/// The gradients of [`backward_vec`].
+#[derive(Debug)]
+pub struct NewGradients<T> {
+    /// `[N,C,…]`; none where nobody asked for it.
+    pub x: Option<Vec<T>>,
+    /// `[C]`.
+    pub weight: Vec<T>,
+    /// `[C]`.
+    pub bias: Vec<T>,
+    /// As long as the slopes; empty without.
+    pub slopes: Vec<T>,
+}
+
+/// [`backward`] into new vectors; that of x only where `wants_x` says so.
+///
+/// # Errors
+/// Length.
+#[allow(unsafe_code, reason = "all channels together write the whole gradient")]
+pub fn backward_vec<T: Element>(
+    sizes: Planes,
+    [x, y, g]: [&[T]; 3],
+    affine: Affine<'_, T>,
+    statistics: &Statistics,
+    source: Source,
+    wants_x: bool,
+) -> Result<NewGradients<T>> {
+    check_backward(sizes, x, y, g, &affine, statistics)?;
+    let zeros = |len: usize| vec![T::ZERO; len];
+    let (mut weight, mut bias) = (zeros(sizes.channels), zeros(sizes.channels));
+    let mut slopes = zeros(affine.slopes.map_or(0, <[T]>::len));
+    let mut run = |dx: Option<&mut [MaybeUninit<T>]>| {
+        differentiate(sizes, [x, y, g], affine, statistics, source, dx, [&mut weight, &mut bias, &mut slopes]);
+    };
+    let x = if wants_x {
+        // SAFETY: every channel is visited, and writes all of its planes.
+        Some(unsafe { written(sizes.elements(), |dx| run(Some(dx))) }.0)
+    } else {
+        run(None);
+        None
+    };
+    Ok(NewGradients { x, weight, bias, slopes })
+}
+
+/// Writes every element of `dx`.
+fn differentiate<T: Element>(
+    sizes: Planes,
+    [x, y, g]: [&[T]; 3],
+    affine: Affine<'_, T>,
+    statistics: &Statistics,
+    source: Source,
+    dx: Option<&mut [MaybeUninit<T>]>,
+    [dweight, dbias, dslopes]: [&mut [T]; 3],
+) {
     let count = (sizes.batch * sizes.pixels) as f64;
     let alone = source == Source::Batch && sizes.batch * sizes.pixels == 1;
-    let (dweight, dbias) = (Shared::new(gradients.weight), Shared::new(gradients.bias));
-    let dx = gradients.x.map(Shared::new);
+    let (dweight, dbias) = (Shared::new(dweight), Shared::new(dbias));
+    let mut slope_sums = vec![0.0; sizes.channels];
+    let slope_sum = Shared::new(&mut slope_sums);
+    let dx = dx.map(Shared::new);
     for_each_channel(sizes, |channel| {
         let exact = statistics.mean[channel];
         let rstd = 1.0 / (statistics.var[channel] + affine.eps).sqrt();
         // x − mean in the element type; what the rounding of the mean took is put back in f64.
-        let mean = T::from_f64(exact);
-        let lost = exact - mean.to_f64();
-        let (mut sum, mut product) = (0.0, 0.0);
+        let normalised = affine.channel(channel, exact, statistics.var[channel]);
+        let lost = exact - normalised.mean.to_f64();
+        let next = affine.next(channel);
+        let (mut sum, mut product, mut slopes) = (0.0, 0.0, 0.0);
         for from in planes(sizes, channel) {
             let to = from + sizes.pixels;
-            let part =
-                GradientSums { x: &x[from..to], y: &y[from..to], g: &g[from..to], mean, activation: affine.activation };
-            let (g, gx) = vectorised(part);
+            let (x, y, g) = (&x[from..to], &y[from..to], &g[from..to]);
+            let [g, gx, slope] = vectorised(GradientSums { x, y, g, channel: normalised, next });
             sum += g;
             product += gx;
+            slopes += slope;
         }
         product = if alone { 0.0 } else { product - lost * sum };
-        #[allow(unsafe_code, reason = "each channel writes its own two numbers")]
+        #[allow(unsafe_code, reason = "each channel writes its own three numbers")]
         // SAFETY: one element at the index of the channel, and each channel is visited once.
         unsafe {
+            slope_sum.part(channel, 1)[0] = slopes;
             dbias.part(channel, 1)[0] = T::from_f64(sum);
             dweight.part(channel, 1)[0] = T::from_f64(product * rstd);
         }
         let Some(dx) = &dx else { return };
         let scale = if alone { 0.0 } else { affine.weight[channel].to_f64() * rstd };
-        let (slope, offset) = match source {
+        let (slope, shift) = match source {
             Source::Running => (0.0, 0.0),
             Source::Batch => {
                 let slope = -scale * rstd * rstd * product / count;
                 (slope, -scale * sum / count - slope * lost)
             }
         };
-        let (scale, slope, offset) = (T::from_f64(scale), T::from_f64(slope), T::from_f64(offset));
+        let (factor, slope, shift) = (T::from_f64(scale), T::from_f64(slope), T::from_f64(shift));
         for from in planes(sizes, channel) {
             let to = from + sizes.pixels;
             #[allow(unsafe_code, reason = "channels write disjoint planes")]
             // SAFETY: the plane belongs to this channel alone, and each channel is visited once.
             let dx = unsafe { dx.part(from, sizes.pixels) };
             let (x, y, g) = (&x[from..to], &y[from..to], &g[from..to]);
-            vectorised(Gradient { x, y, g, mean, scale, slope, offset, activation: affine.activation, dx });
+            vectorised(Gradient { x, y, g, channel: normalised, factor, slope, shift, next, dx });
         }
     });
-    Ok(())
+    match dslopes {
+        [one] => *one = T::from_f64(slope_sums.iter().sum()),
+        each => each.iter_mut().zip(&slope_sums).for_each(|(slope, sum)| *slope = T::from_f64(*sum)),
+    }
 }
 
 /// new = (1 − momentum) · old + momentum · batch: what the next evaluation uses.
@@ -197,15 +312,31 @@ pub fn update_running<T: Float>(running: &mut [T], values: &[Option<f64>], momen
 
 const OP: &str = "batch_norm";
 
-fn check_forward<T: Float>(sizes: Planes, x: &[T], affine: &Affine<'_, T>, y: &[T]) -> Result<()> {
+fn check_forward<T: Float>(sizes: Planes, x: &[T], affine: &Affine<'_, T>, y: usize) -> Result<()> {
     check_length(OP, "x", x.len(), sizes.elements())?;
     check_length(OP, "weight", affine.weight.len(), sizes.channels)?;
     check_length(OP, "bias", affine.bias.len(), sizes.channels)?;
-    check_length(OP, "output", y.len(), sizes.elements())?;
+    if let Some(slopes) = affine.slopes.filter(|slopes| slopes.len() != 1) {
+        check_length(OP, "slopes", slopes.len(), sizes.channels)?;
+    }
+    check_length(OP, "output", y, sizes.elements())?;
     if sizes.batch * sizes.pixels == 0 {
         return Err(param(OP, "x", "at least one value per channel", "none"));
     }
     Ok(())
+}
+
+fn check_backward<T: Float>(
+    sizes: Planes,
+    x: &[T],
+    y: &[T],
+    g: &[T],
+    affine: &Affine<'_, T>,
+    statistics: &Statistics,
+) -> Result<()> {
+    check_forward(sizes, x, affine, y.len())?;
+    check_statistics(sizes, statistics)?;
+    check_length(OP, "gradient", g.len(), sizes.elements())
 }
 
 fn check_statistics(sizes: Planes, statistics: &Statistics) -> Result<()> {
@@ -226,26 +357,39 @@ fn for_each_channel(sizes: Planes, task: impl Fn(usize) + Sync + Send) {
     });
 }
 
+impl<T: Float> Affine<'_, T> {
+    /// How a channel with this mean and variance is normalised.
+    fn channel(&self, channel: usize, exact: f64, var: f64) -> Channel<T> {
+        let scale = self.weight[channel].to_f64() / (var + self.eps).sqrt();
+        let mean = T::from_f64(exact);
+        let offset = T::from_f64(self.bias[channel].to_f64() - scale * (exact - mean.to_f64()));
+        Channel { mean, scale: T::from_f64(scale), offset }
+    }
+
+    /// What follows the normalisation of a channel.
+    fn next(&self, channel: usize) -> Next<T> {
+        let slope = |slopes: &[T]| if let [one] = slopes { *one } else { slopes[channel] };
+        Next { activation: self.activation, slope: self.slopes.map(slope) }
+    }
+}
+
 /// The output of one channel.
-fn normalise<T: Float>(
+fn normalise<T: Element>(
     sizes: Planes,
     channel: usize,
     x: &[T],
     affine: Affine<'_, T>,
-    exact: f64,
+    mean: f64,
     var: f64,
-    y: &Shared<'_, T>,
+    y: &Shared<'_, MaybeUninit<T>>,
 ) {
-    let scale = affine.weight[channel].to_f64() / (var + affine.eps).sqrt();
-    let mean = T::from_f64(exact);
-    let offset = T::from_f64(affine.bias[channel].to_f64() - scale * (exact - mean.to_f64()));
-    let scale = T::from_f64(scale);
+    let normalised = affine.channel(channel, mean, var);
     for from in planes(sizes, channel) {
         #[allow(unsafe_code, reason = "channels write disjoint planes")]
         // SAFETY: the plane belongs to this channel alone, and each channel is visited once.
         let y = unsafe { y.part(from, sizes.pixels) };
         let x = &x[from..from + sizes.pixels];
-        vectorised(Normalise { x, mean, scale, offset, activation: affine.activation, y });
+        vectorised(Normalise { x, channel: normalised, next: affine.next(channel), y });
     }
 }
 

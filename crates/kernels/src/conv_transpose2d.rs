@@ -62,6 +62,7 @@ impl ConvTranspose2dShape {
             kernel: self.kernel,
             stride: self.stride,
             padding: self.padding,
+            extra_padding: [0, 0],
             dilation: self.dilation,
             groups: self.groups,
         };

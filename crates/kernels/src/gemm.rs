@@ -7,6 +7,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use crate::fresh::uninit;
 use crate::parallel::Shared;
 use crate::simd;
 
@@ -23,16 +24,6 @@ pub(crate) type Target<'a> = Shared<'a, MaybeUninit<f32>>;
 /// An initialised slice as a [`Target`].
 pub(crate) fn target(slice: &mut [f32]) -> Target<'_> {
     Shared::new(uninit(slice))
-}
-
-/// An initialised slice as one that need not be. This crate only ever writes numbers to it.
-pub(crate) fn uninit(slice: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    let (start, len) = (slice.as_mut_ptr().cast::<MaybeUninit<f32>>(), slice.len());
-    #[allow(unsafe_code, reason = "the same elements under a type of the same layout")]
-    // SAFETY: the borrow goes on in the result, and nobody in this crate writes an uninitialised value to such slices.
-    unsafe {
-        std::slice::from_raw_parts_mut(start, len)
-    }
 }
 
 /// Which version of the innermost loop runs.

@@ -13,11 +13,13 @@ pub mod conv_transpose2d;
 pub mod cross_entropy;
 mod error;
 mod float;
+pub(crate) mod fresh;
 pub mod gemm;
 pub mod max_pool2d;
 pub mod optimiser;
 pub(crate) mod parallel;
 pub mod resize;
+pub mod scale_channels;
 pub(crate) mod simd;
 
 pub use error::{Error, Result};

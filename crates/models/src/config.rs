@@ -8,9 +8,13 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{Backbone, ResNet, ResNetConfig, ResNetDepth, Stem};
-use crate::decoder::{Decoder, PyramidPooling, PyramidPoolingConfig};
+use crate::backbone::{Architecture, Stem, backbone};
+use crate::decoder::{
+    Aspp, AsppConfig, Decoder, LrAspp, LrAsppConfig, PyramidPooling, PyramidPoolingConfig, Reduction,
+};
 use crate::enet::{Enet, EnetConfig};
+use crate::espnet::{Espnet, EspnetConfig};
+use crate::espnetv2::{EspnetV2, EspnetV2Config};
 use crate::params::ShapeRecorder;
 use crate::{AuxHead, Classifier, EncoderDecoder, Error, Result, Segmenter, variant};
 
@@ -19,39 +23,73 @@ use crate::{AuxHead, Classifier, EncoderDecoder, Error, Result, Segmenter, varia
 #[serde(tag = "architecture", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ModelConfig {
-    /// A dilated ResNet with pyramid pooling.
-    Pspnet(PspnetConfig),
+    /// Any backbone with pyramid pooling.
+    Pspnet(EncoderDecoderConfig),
+    /// Any backbone with atrous spatial pyramid pooling.
+    Deeplabv3(EncoderDecoderConfig),
+    /// Any backbone with one convolution.
+    Fcn(EncoderDecoderConfig),
+    /// Any backbone with the light head of MobileNetV3.
+    Lraspp(EncoderDecoderConfig),
     /// ENet.
     Enet(EnetConfig),
+    /// ESPNet-C and ESPNet.
+    Espnet(EspnetConfig),
+    /// ESPNetv2.
+    EspnetV2(EspnetV2Config),
 }
 
-/// Settings of PSPNet on a ResNet.
+impl ModelConfig {
+    /// The settings of a network made of a backbone, a decoder and a head; absent for one that is one piece.
+    #[must_use]
+    pub fn encoder_decoder(&self) -> Option<&EncoderDecoderConfig> {
+        match self {
+            Self::Pspnet(settings) | Self::Deeplabv3(settings) | Self::Fcn(settings) | Self::Lraspp(settings) => {
+                Some(settings)
+            }
+            Self::Enet(_) | Self::Espnet(_) | Self::EspnetV2(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    #[must_use]
+    pub fn encoder_decoder_mut(&mut self) -> Option<&mut EncoderDecoderConfig> {
+        match self {
+            Self::Pspnet(settings) | Self::Deeplabv3(settings) | Self::Fcn(settings) | Self::Lraspp(settings) => {
+                Some(settings)
+            }
+            Self::Enet(_) | Self::Espnet(_) | Self::EspnetV2(_) => None,
+        }
+    }
+}
+
+/// Settings of a network made of a backbone, a decoder and a head.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PspnetConfig {
-    /// Which ResNet.
-    pub backbone: ResNetDepth,
-    /// Input pixels per position of the logits: 8, 16 or 32.
-    #[serde(default = "PspnetConfig::default_output_stride")]
+pub struct EncoderDecoderConfig {
+    /// Which backbone.
+    pub backbone: Architecture,
+    /// Input pixels per position of the last stage: 8, 16 or 32.
+    #[serde(default = "EncoderDecoderConfig::default_output_stride")]
     pub output_stride: usize,
-    /// All channel counts of the backbone are multiplied by this and rounded.
-    #[serde(default = "PspnetConfig::default_width")]
+    /// All channel counts of the backbone are multiplied by this, rounded as its paper rounds.
+    #[serde(default = "EncoderDecoderConfig::default_width")]
     pub width: f64,
-    /// Channels of the pyramid branches, of the feature `head` and of the auxiliary head.
-    #[serde(default = "PspnetConfig::default_head_channels")]
+    /// Channels of the decoder's branches, of the feature `head` and of the auxiliary head.
+    #[serde(default = "EncoderDecoderConfig::default_head_channels")]
     pub head_channels: usize,
-    /// The first layers of the backbone.
-    #[serde(default = "PspnetConfig::default_stem")]
-    pub stem: Stem,
-    /// Whether there is an auxiliary head on `stage3`.
-    #[serde(default = "PspnetConfig::default_aux")]
+    /// The first layers of a ResNet (absent: deep); other backbones have one form only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stem: Option<Stem>,
+    /// Whether there is an auxiliary head on the last stage but one.
+    #[serde(default = "EncoderDecoderConfig::default_aux")]
     pub aux: bool,
     /// Probability with which a channel before a classifier is dropped while training.
-    #[serde(default = "PspnetConfig::default_dropout")]
+    #[serde(default = "EncoderDecoderConfig::default_dropout")]
     pub dropout: f64,
 }
 
-impl PspnetConfig {
+impl EncoderDecoderConfig {
     fn default_output_stride() -> usize {
         8
     }
@@ -64,10 +102,6 @@ impl PspnetConfig {
         128
     }
 
-    fn default_stem() -> Stem {
-        Stem::Deep
-    }
-
     fn default_aux() -> bool {
         true
     }
@@ -76,9 +110,6 @@ impl PspnetConfig {
         0.1
     }
 }
-
-/// The stage that carries the auxiliary head, counted from 0: `stage3`.
-const AUX_STAGE: usize = 2;
 
 /// The network of a configuration on the parameters of a builder.
 ///
@@ -89,24 +120,49 @@ pub fn build(config: &ModelConfig, num_classes: usize, vb: VarBuilder) -> Result
         return Err(Error::config("number of classes", "1 to 255", num_classes));
     }
     match config {
-        ModelConfig::Pspnet(config) => Ok(Box::new(pspnet(config, num_classes, &vb)?)),
+        ModelConfig::Pspnet(settings)
+        | ModelConfig::Deeplabv3(settings)
+        | ModelConfig::Fcn(settings)
+        | ModelConfig::Lraspp(settings) => Ok(Box::new(encoder_decoder(config, settings, num_classes, &vb)?)),
         ModelConfig::Enet(config) => Ok(Box::new(Enet::new(config, num_classes, vb)?)),
+        ModelConfig::Espnet(config) => Ok(Box::new(Espnet::new(config, num_classes, vb)?)),
+        ModelConfig::EspnetV2(config) => Ok(Box::new(EspnetV2::new(config, num_classes, vb)?)),
     }
 }
 
-fn pspnet(config: &PspnetConfig, num_classes: usize, vb: &VarBuilder) -> Result<EncoderDecoder> {
-    let &PspnetConfig { backbone: depth, output_stride, width, head_channels, stem, aux, dropout } = config;
-    let backbone = ResNet::new(&ResNetConfig { depth, stem, output_stride, width }, vb.pp("backbone"))?;
+fn encoder_decoder(
+    config: &ModelConfig,
+    settings: &EncoderDecoderConfig,
+    num_classes: usize,
+    vb: &VarBuilder,
+) -> Result<EncoderDecoder> {
+    let &EncoderDecoderConfig { output_stride, head_channels, aux, dropout, .. } = settings;
+    let backbone = backbone(settings, vb.pp("backbone"))?;
     let channels = backbone.out_channels().to_vec();
+    let (low_level, aux_stage) = (backbone.low_level(), backbone.aux_stage());
     let in_channels = channels.last().copied().unwrap_or_default();
-    let decoder = PyramidPooling::new(&PyramidPoolingConfig { in_channels, head_channels, dropout }, vb.pp("decoder"))?;
+    let decoder = vb.pp("decoder");
+    let decoder: Box<dyn Decoder> = match config {
+        ModelConfig::Deeplabv3(_) => {
+            Box::new(Aspp::new(&AsppConfig { in_channels, head_channels, output_stride, dropout }, decoder)?)
+        }
+        ModelConfig::Fcn(_) => Box::new(Reduction::new(in_channels, head_channels, dropout, decoder)?),
+        ModelConfig::Lraspp(_) => {
+            Box::new(LrAspp::new(&LrAsppConfig { in_channels, head_channels, low_level, dropout }, decoder)?)
+        }
+        _ => Box::new(PyramidPooling::new(&PyramidPoolingConfig { in_channels, head_channels, dropout }, decoder)?),
+    };
     let classify = Classifier::new(decoder.out_channels(), num_classes, vb.pp("classifier"))?;
-    let network = EncoderDecoder::new(Box::new(backbone), Box::new(decoder), classify);
-    if !aux {
-        return Ok(network);
+    let mut network = EncoderDecoder::new(backbone, decoder, classify);
+    if matches!(config, ModelConfig::Lraspp(_)) {
+        let low = Classifier::new(channels[low_level], num_classes, vb.pp("low_classifier"))?;
+        network = network.with_low_level(low_level, low)?;
     }
-    let head = AuxHead::new(channels[AUX_STAGE], head_channels, num_classes, dropout, vb.pp("aux"))?;
-    network.with_aux(AUX_STAGE, head)
+    if aux {
+        let head = AuxHead::new(channels[aux_stage], head_channels, num_classes, dropout, vb.pp("aux"))?;
+        network = network.with_aux(aux_stage, head)?;
+    }
+    Ok(network)
 }
 
 /// Names and shapes of all tensors of a network, running statistics included. Nothing is allocated.
@@ -197,9 +253,8 @@ mod tests {
     #[test]
     fn a_name_and_a_table_mean_the_same() {
         let table = r#"{ architecture = "pspnet", backbone = "resnet18", output_stride = 8, width = 1,
-            head_channels = 128, stem = "deep", aux = true, dropout = 0.1 }"#;
+            head_channels = 128, aux = true, dropout = 0.1, stem = "deep" }"#;
         assert_eq!(parsed(table), parsed("\"pspnet_resnet18\""));
-        assert_eq!(parsed(r#"{ architecture = "pspnet", backbone = "resnet18" }"#), parsed("\"pspnet_resnet18\""));
         assert_eq!(parsed(r#"{ architecture = "enet" }"#), parsed("\"enet\""));
     }
 

@@ -12,6 +12,10 @@
 //!   upsampling restores the size that its downsampling saw.
 //!
 //! Logits, all gradients and running statistics agree with PyTorch in f64 (`tests/reference/networks.py`).
+//!
+//! Public weights have another form, [`EnetForm::PytorchEnet`]: see there.
+
+mod pytorch_enet;
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -21,6 +25,23 @@ use serde::{Deserialize, Serialize};
 use crate::backbone::scaled;
 use crate::layers::{BatchNorm2d, Conv2d, Conv2dConfig, Doubling, Dropout2d, PRelu};
 use crate::{Error, Feature, Mode, Output, Result, Segmenter};
+use pytorch_enet::PytorchEnet;
+
+/// Which of the networks that are called ENet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EnetForm {
+    /// As the paper describes it.
+    #[default]
+    Paper,
+    /// As the most used public weights have it, by their parameter names and layers (davidtvs/PyTorch-ENet, 351 660
+    /// parameters with 19 classes). Against the paper: the inner channels of every bottleneck are a quarter of its
+    /// *input*; PReLU has one slope for all channels, and the decoder has ReLU; the expansion ends with an activation of
+    /// its own before the addition, except when upsampling; the image is pooled by 3×3; the transposed convolutions of
+    /// the bottlenecks are 2×2. After the first halving an odd size is rounded down, so that the features of an image
+    /// whose sides are no multiples of 8 may be a pixel smaller than those of other networks at the same stride.
+    PytorchEnet,
+}
 
 /// Settings of [`Enet`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,12 +53,14 @@ pub struct EnetConfig {
     pub early_dropout: f64,
     /// Probability with which a channel is dropped from `bottleneck2.0` on.
     pub dropout: f64,
+    /// Which of the networks that are called ENet.
+    pub form: EnetForm,
 }
 
 impl Default for EnetConfig {
     fn default() -> Self {
         // Section 4 of the paper.
-        Self { width: 1.0, early_dropout: 0.01, dropout: 0.1 }
+        Self { width: 1.0, early_dropout: 0.01, dropout: 0.1, form: EnetForm::Paper }
     }
 }
 
@@ -70,7 +93,66 @@ enum Kind {
 /// ENet. Features `stage1` (stride 4), `stage2` and `stage3` (8), `stage4` (4), `stage5` (2), `head` (the same as
 /// `stage5`) and `logits` (1).
 #[derive(Debug)]
-pub struct Enet {
+pub struct Enet(Form);
+
+#[derive(Debug)]
+enum Form {
+    Paper(Box<PaperEnet>),
+    PytorchEnet(Box<PytorchEnet>),
+}
+
+impl Enet {
+    /// The network whose parameters `vb` holds: `initial`, `bottleneck1.0` … `bottleneck5.1`, `fullconv` in the paper's
+    /// form, `initial_block`, `downsample1_0` … `regular5_1`, `transposed_conv` in the other.
+    ///
+    /// # Errors
+    /// A setting out of its range; a parameter of another shape.
+    pub fn new(config: &EnetConfig, num_classes: usize, vb: VarBuilder) -> Result<Self> {
+        let [narrow, middle, wide] = CHANNELS.map(|channels| scaled(channels, config.width));
+        // Three of the first channels are the pooled image.
+        let channels @ [narrow, middle, wide] = [narrow?.max(4), middle?, wide?];
+        if middle < narrow || wide < middle {
+            return Err(Error::config("width", "large enough that channels grow from stage to stage", config.width));
+        }
+        Ok(Self(match config.form {
+            EnetForm::Paper => Form::Paper(Box::new(PaperEnet::new(config, channels, num_classes, &vb)?)),
+            EnetForm::PytorchEnet => Form::PytorchEnet(Box::new(PytorchEnet::new(config, channels, num_classes, &vb)?)),
+        }))
+    }
+}
+
+impl Segmenter for Enet {
+    fn forward(&self, images: &Tensor, mode: Mode) -> Result<Output> {
+        dsd_ops::check::nchw("enet", "images", images)?;
+        let Stages { stage1, stage2, stage3, stage4, stage5, logits } = match &self.0 {
+            Form::Paper(network) => network.forward(images, mode)?,
+            Form::PytorchEnet(network) => network.forward(images, mode)?,
+        };
+        let features = vec![
+            Feature::new("stage1", 4, stage1),
+            Feature::new("stage2", 8, stage2),
+            Feature::new("stage3", 8, stage3),
+            Feature::new("stage4", 4, stage4),
+            Feature::new("stage5", 2, stage5.clone()),
+            Feature::new("head", 2, stage5),
+            Feature::new("logits", 1, logits.clone()),
+        ];
+        Ok(Output { logits, aux_logits: None, features })
+    }
+}
+
+/// What each stage gives.
+struct Stages {
+    stage1: Tensor,
+    stage2: Tensor,
+    stage3: Tensor,
+    stage4: Tensor,
+    stage5: Tensor,
+    logits: Tensor,
+}
+
+#[derive(Debug)]
+struct PaperEnet {
     initial: Conv2d,
     initial_norm: NormPRelu,
     down1: Downsampling,
@@ -85,18 +167,9 @@ pub struct Enet {
     full: Doubling,
 }
 
-impl Enet {
-    /// The network whose parameters `vb` holds: `initial`, `bottleneck1.0` … `bottleneck5.1`, `fullconv`.
-    ///
-    /// # Errors
-    /// A setting out of its range; a parameter of another shape.
-    pub fn new(config: &EnetConfig, num_classes: usize, vb: VarBuilder) -> Result<Self> {
-        let [narrow, middle, wide] = CHANNELS.map(|channels| scaled(channels, config.width));
-        // Three of the first channels are the pooled image.
-        let (narrow, middle, wide) = (narrow?.max(4), middle?, wide?);
-        if middle < narrow || wide < middle {
-            return Err(Error::config("width", "large enough that channels grow from stage to stage", config.width));
-        }
+impl PaperEnet {
+    fn new(config: &EnetConfig, channels: [usize; 3], num_classes: usize, vb: &VarBuilder) -> Result<Self> {
+        let [narrow, middle, wide] = channels;
         let block = |section: usize, index: usize| vb.pp(format!("bottleneck{section}.{index}"));
         let run = |section: usize, first: usize, kinds: &[Kind], channels: usize, dropout: f64| -> Result<Vec<_>> {
             let blocks = kinds.iter().zip(first..);
@@ -118,11 +191,9 @@ impl Enet {
             full: Doubling::new(narrow, num_classes, vb.pp("fullconv"))?,
         })
     }
-}
 
-impl Segmenter for Enet {
-    fn forward(&self, images: &Tensor, mode: Mode) -> Result<Output> {
-        let (_, _, height, width) = dsd_ops::check::nchw("enet", "images", images)?;
+    fn forward(&self, images: &Tensor, mode: Mode) -> Result<Stages> {
+        let (_, _, height, width) = images.dims4()?;
         let run = |blocks: &[Bottleneck], x: Tensor| blocks.iter().try_fold(x, |x, block| block.forward(&x, mode));
 
         let branches = [self.initial.forward(images)?, dsd_ops::max_pool2d(images, HALVING)?];
@@ -135,33 +206,29 @@ impl Segmenter for Enet {
         let stage4 = run(&self.stage4, self.up4.forward(&stage3, &pooled2, mode)?)?; // [N,64,H/4,W/4]
         let stage5 = run(&self.stage5, self.up5.forward(&stage4, &pooled1, mode)?)?; // [N,16,H/2,W/2]
         let logits = self.full.forward(&stage5, [height, width])?; // [N,classes,H,W]
-
-        let features = vec![
-            Feature::new("stage1", 4, stage1),
-            Feature::new("stage2", 8, stage2),
-            Feature::new("stage3", 8, stage3),
-            Feature::new("stage4", 4, stage4),
-            Feature::new("stage5", 2, stage5.clone()),
-            Feature::new("head", 2, stage5),
-            Feature::new("logits", 1, logits.clone()),
-        ];
-        Ok(Output { logits, aux_logits: None, features })
+        Ok(Stages { stage1, stage2, stage3, stage4, stage5, logits })
     }
 }
 
 /// Normalisation and PReLU.
 #[derive(Debug)]
-struct NormPRelu {
+pub(crate) struct NormPRelu {
     norm: BatchNorm2d,
     prelu: PRelu,
 }
 
 impl NormPRelu {
-    fn new(channels: usize, norm: VarBuilder, prelu: VarBuilder) -> Result<Self> {
+    pub(crate) fn new(channels: usize, norm: VarBuilder, prelu: VarBuilder) -> Result<Self> {
         Ok(Self { norm: BatchNorm2d::new(channels, norm)?, prelu: PRelu::new(channels, prelu)? })
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+    /// The same with this number added to the variance before its root (1e-5 otherwise).
+    pub(crate) fn with_eps(mut self, eps: f64) -> Self {
+        self.norm = self.norm.with_eps(eps);
+        self
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         self.prelu.forward(&self.norm.forward(x, Activation::Identity, mode)?)
     }
 }

@@ -61,6 +61,14 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A source of weights cannot be used.
+    #[error("{origin}: {message}")]
+    Source {
+        /// Where the weights are: a path, or a place on the hub.
+        origin: String,
+        /// What is wrong, and what can be done.
+        message: String,
+    },
     /// An operation refused its arguments.
     #[error(transparent)]
     Operation(#[from] dsd_ops::Error),
@@ -75,6 +83,10 @@ impl Error {
     pub fn unknown_variant(name: &str) -> Self {
         let names: Vec<&str> = crate::variants().iter().map(|variant| variant.name).collect();
         Self::UnknownVariant { name: name.to_string(), known: names.join(", ") }
+    }
+
+    pub(crate) fn source(origin: &str, message: impl ToString) -> Self {
+        Self::Source { origin: origin.to_string(), message: message.to_string() }
     }
 
     pub(crate) fn config(field: &'static str, expected: impl ToString, got: impl ToString) -> Self {

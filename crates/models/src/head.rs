@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
-use dsd_ops::Activation;
 
-use crate::layers::{Conv2d, Conv2dConfig, ConvBn, Dropout2d};
+use crate::decoder::Reduction;
+use crate::layers::{Conv2d, Conv2dConfig};
 use crate::{Mode, Result};
 
 /// A 1×1 convolution with bias to one channel per class.
@@ -36,8 +36,7 @@ impl Classifier {
 /// Source: Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, section 3.3; channels as the main head's.
 #[derive(Debug)]
 pub struct AuxHead {
-    reduce: ConvBn,
-    dropout: Dropout2d,
+    reduction: Reduction,
     classify: Classifier,
 }
 
@@ -45,14 +44,10 @@ impl AuxHead {
     /// Parameters `conv`, `bn` and `classifier`.
     ///
     /// # Errors
-    /// A dropout outside [0, 1); a parameter of another shape.
+    /// No channels, a dropout outside [0, 1); a parameter of another shape.
     pub fn new(in_channels: usize, channels: usize, num_classes: usize, dropout: f64, vb: VarBuilder) -> Result<Self> {
-        let layer = Conv2dConfig::same(in_channels, channels, 3);
-        Ok(Self {
-            reduce: ConvBn::new(layer, Activation::Relu, vb.pp("conv"), vb.pp("bn"))?,
-            dropout: Dropout2d::new(dropout, &vb)?,
-            classify: Classifier::new(channels, num_classes, vb.pp("classifier"))?,
-        })
+        let classify = Classifier::new(channels, num_classes, vb.pp("classifier"))?;
+        Ok(Self { reduction: Reduction::new(in_channels, channels, dropout, vb)?, classify })
     }
 
     /// `[N,C,H,W]` → logits `[N,classes,H,W]`.
@@ -60,7 +55,6 @@ impl AuxHead {
     /// # Errors
     /// Those of the layers.
     pub fn forward(&self, feature: &Tensor, mode: Mode) -> Result<Tensor> {
-        let reduced = self.reduce.forward(feature, mode)?;
-        self.classify.forward(&self.dropout.forward(&reduced, mode)?)
+        self.classify.forward(&self.reduction.reduce(feature, mode)?)
     }
 }

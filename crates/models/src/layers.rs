@@ -7,6 +7,7 @@ use candle_nn::{Init, VarBuilder};
 use dsd_ops::{Activation, Conv2dOptions, ConvTranspose2dOptions, RunningStatistics};
 use dsd_random::{Stream, name_hash};
 
+use crate::multiply_adds::{counted, is_counting};
 use crate::{Error, Mode, Result, init};
 
 /// The momentum of running statistics: PyTorch's default.
@@ -27,6 +28,9 @@ pub struct Conv2dConfig {
     pub kernel: [usize; 2],
     /// Stride, padding, dilation, groups.
     pub options: Conv2dOptions,
+    /// TensorFlow's "SAME": the padding follows from the size of the input, what is odd goes to the end; `padding` of
+    /// the options is not used.
+    pub tensorflow_same: bool,
     /// Whether a bias is added.
     pub bias: bool,
     /// Initial weights.
@@ -39,7 +43,15 @@ impl Conv2dConfig {
     #[must_use]
     pub fn same(in_channels: usize, out_channels: usize, kernel: usize) -> Self {
         let options = Conv2dOptions { padding: [kernel / 2; 2], ..Conv2dOptions::default() };
-        Self { in_channels, out_channels, kernel: [kernel; 2], options, bias: false, weights: init::TORCH_CONV }
+        Self {
+            in_channels,
+            out_channels,
+            kernel: [kernel; 2],
+            options,
+            tensorflow_same: false,
+            bias: false,
+            weights: init::TORCH_CONV,
+        }
     }
 
     /// The same with this stride on both axes.
@@ -73,6 +85,20 @@ impl Conv2dConfig {
         self
     }
 
+    /// The same in this many groups of channels; as many as input channels is a depthwise convolution.
+    #[must_use]
+    pub fn groups(mut self, groups: usize) -> Self {
+        self.options.groups = groups;
+        self
+    }
+
+    /// The same with TensorFlow's "SAME" padding.
+    #[must_use]
+    pub fn tensorflow_same(mut self) -> Self {
+        self.tensorflow_same = true;
+        self
+    }
+
     /// The same with a bias.
     #[must_use]
     pub fn bias(mut self) -> Self {
@@ -93,7 +119,9 @@ impl Conv2dConfig {
 pub struct Conv2d {
     weight: Tensor,
     bias: Option<Tensor>,
+    kernel: [usize; 2],
     options: Conv2dOptions,
+    tensorflow_same: bool,
 }
 
 impl Conv2d {
@@ -102,7 +130,8 @@ impl Conv2d {
     /// # Errors
     /// A channel count that the groups do not divide; a parameter of another shape.
     pub fn new(config: Conv2dConfig, vb: VarBuilder) -> Result<Self> {
-        let Conv2dConfig { in_channels, out_channels, kernel: [height, width], options, .. } = config;
+        let Conv2dConfig { in_channels, out_channels, kernel, options, tensorflow_same, .. } = config;
+        let [height, width] = kernel;
         if options.groups == 0 || in_channels % options.groups != 0 || out_channels % options.groups != 0 {
             let expected = format!("a divisor of {in_channels} and {out_channels}");
             return Err(Error::config("groups", expected, options.groups));
@@ -114,7 +143,7 @@ impl Conv2d {
             true => Some(vb.get_with_hints(out_channels, "bias", init::torch_bias(fan_in))?),
             false => None,
         };
-        Ok(Self { weight, bias, options })
+        Ok(Self { weight, bias, kernel, options, tensorflow_same })
     }
 
     /// `[N,in,H,W]` → `[N,out,H',W']`.
@@ -122,8 +151,59 @@ impl Conv2d {
     /// # Errors
     /// Those of [`dsd_ops::conv2d`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(dsd_ops::conv2d(x, &self.weight, self.bias.as_ref(), self.options)?)
+        let mut options = self.options;
+        if self.tensorflow_same {
+            let (_, _, height, width) = dsd_ops::check::nchw("conv2d", "x", x)?;
+            for (axis, size) in [height, width].into_iter().enumerate() {
+                let reach = (self.kernel[axis] - 1) * options.dilation[axis] + 1;
+                let last = (size.div_ceil(options.stride[axis]) - 1) * options.stride[axis];
+                let total = (last + reach).saturating_sub(size);
+                options.padding[axis] = total / 2;
+                options.extra_padding[axis] = total % 2;
+            }
+        }
+        if is_counting() {
+            return self.count(x, options);
+        }
+        Ok(dsd_ops::conv2d(x, &self.weight, self.bias.as_ref(), options)?)
     }
+
+    fn count(&self, x: &Tensor, options: Conv2dOptions) -> Result<Tensor> {
+        let (batch, in_channels, height, width) = dsd_ops::check::nchw("conv2d", "x", x)?;
+        let Conv2dOptions { stride, padding, extra_padding, dilation, groups } = options;
+        let (out_channels, group_channels, ..) = self.weight.dims4()?;
+        if in_channels != group_channels * groups {
+            let expected = format!("{} channels", group_channels * groups);
+            return Err(dsd_ops::check::shape("conv2d", "x", expected, x).into());
+        }
+        let side = |axis: usize, size: usize| {
+            let reach = (self.kernel[axis] - 1) * dilation[axis] + 1;
+            (size + 2 * padding[axis] + extra_padding[axis]).saturating_sub(reach) / stride[axis] + 1
+        };
+        let shape = (batch, out_channels, side(0, height), side(1, width));
+        let outputs = batch * out_channels * shape.2 * shape.3;
+        counted(outputs * group_channels * self.kernel[0] * self.kernel[1], shape, x.dtype())
+    }
+}
+
+/// A transposed convolution without bias, counted where its multiply-adds are.
+///
+/// # Errors
+/// Those of [`dsd_ops::conv_transpose2d`].
+pub(crate) fn conv_transpose2d(x: &Tensor, weight: &Tensor, options: ConvTranspose2dOptions) -> Result<Tensor> {
+    if is_counting() {
+        // Every input value is multiplied with every tap of its filters.
+        let (batch, _, height, width) = dsd_ops::check::nchw("conv_transpose2d", "x", x)?;
+        let (_, group_channels, kernel_height, kernel_width) = weight.dims4()?;
+        let ConvTranspose2dOptions { stride, padding, output_padding, dilation, groups } = options;
+        let side = |axis: usize, size: usize, kernel: usize| {
+            let full = (size - 1) * stride[axis] + (kernel - 1) * dilation[axis] + 1 + output_padding[axis];
+            full.saturating_sub(2 * padding[axis])
+        };
+        let shape = (batch, group_channels * groups, side(0, height, kernel_height), side(1, width, kernel_width));
+        return counted(x.elem_count() * group_channels * kernel_height * kernel_width, shape, x.dtype());
+    }
+    Ok(dsd_ops::conv_transpose2d(x, weight, None, options)?)
 }
 
 /// A transposed convolution with stride 2 that undoes a halving (rounded up) of the size: kernel 3×3, no bias.
@@ -154,7 +234,7 @@ impl Doubling {
         // (h − 1)·2 − 2·padding + 3 + output_padding, with padding 1: odd sizes need none, even ones one more row.
         let output_padding = size.map(|full| (full + 1) % 2);
         let options = ConvTranspose2dOptions { stride: [2; 2], padding: [1; 2], output_padding, ..Default::default() };
-        Ok(dsd_ops::conv_transpose2d(x, &self.weight, None, options)?)
+        conv_transpose2d(x, &self.weight, options)
     }
 }
 
@@ -165,6 +245,8 @@ pub struct BatchNorm2d {
     bias: Tensor,
     mean: Tensor,
     var: Tensor,
+    eps: f64,
+    momentum: f64,
 }
 
 impl BatchNorm2d {
@@ -178,21 +260,40 @@ impl BatchNorm2d {
             bias: vb.get_with_hints(channels, "bias", Init::Const(0.0))?,
             mean: vb.get_with_hints(channels, "running_mean", Init::Const(0.0))?,
             var: vb.get_with_hints(channels, "running_var", Init::Const(1.0))?,
+            eps: BATCH_NORM_EPS,
+            momentum: BATCH_NORM_MOMENTUM,
         })
     }
 
+    /// The same with this number added to the variance before its root (1e-5 otherwise).
+    #[must_use]
+    pub fn with_eps(mut self, eps: f64) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// The same with running statistics that go this part of the way to those of a batch (0.1 otherwise).
+    #[must_use]
+    pub fn with_momentum(mut self, momentum: f64) -> Self {
+        self.momentum = momentum;
+        self
+    }
+
     /// Normalises `[N,C,H,W]` and applies the activation, in one operation. Training uses the statistics of the batch
-    /// and moves the running ones a tenth of the way towards them, in place.
+    /// and moves the running ones towards them, in place.
     ///
     /// # Errors
     /// Those of [`dsd_ops::batch_norm_train`] and [`dsd_ops::batch_norm_eval`].
     pub fn forward(&self, x: &Tensor, activation: Activation, mode: Mode) -> Result<Tensor> {
-        let Self { weight, bias, mean, var } = self;
+        let &Self { ref weight, ref bias, ref mean, ref var, eps, momentum } = self;
+        if is_counting() {
+            return Ok(x.clone());
+        }
         let normalised = match mode {
-            Mode::Eval => dsd_ops::batch_norm_eval(x, weight, bias, mean, var, BATCH_NORM_EPS, activation)?,
+            Mode::Eval => dsd_ops::batch_norm_eval(x, weight, bias, mean, var, eps, activation)?,
             Mode::Train { .. } => {
-                let running = RunningStatistics { mean, var, momentum: BATCH_NORM_MOMENTUM };
-                dsd_ops::batch_norm_train(x, weight, bias, Some(running), BATCH_NORM_EPS, activation)?
+                let running = RunningStatistics { mean, var, momentum };
+                dsd_ops::batch_norm_train(x, weight, bias, Some(running), eps, activation)?
             }
         };
         Ok(normalised)
@@ -215,6 +316,20 @@ impl ConvBn {
     pub fn new(config: Conv2dConfig, activation: Activation, conv: VarBuilder, norm: VarBuilder) -> Result<Self> {
         let norm = BatchNorm2d::new(config.out_channels, norm)?;
         Ok(Self { conv: Conv2d::new(config, conv)?, norm, activation })
+    }
+
+    /// The same with this number added to the variance before its root (1e-5 otherwise).
+    #[must_use]
+    pub fn with_eps(mut self, eps: f64) -> Self {
+        self.norm = self.norm.with_eps(eps);
+        self
+    }
+
+    /// The same with running statistics that go this part of the way to those of a batch (0.1 otherwise).
+    #[must_use]
+    pub fn with_momentum(mut self, momentum: f64) -> Self {
+        self.norm = self.norm.with_momentum(momentum);
+        self
     }
 
     /// `[N,in,H,W]` → `[N,out,H',W']`.

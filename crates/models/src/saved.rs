@@ -188,6 +188,14 @@ fn verify(path: &Path, card: &ModelCard, tensors: &BTreeMap<String, Tensor>) -> 
 }
 
 fn parse_card(path: &Path, value: serde_json::Value) -> Result<ModelCard> {
+    if let Some(kind) = value.get("kind") {
+        return Err(Error::File {
+            path: path.to_path_buf(),
+            what: "kind",
+            expected: "a whole network (the weights of a backbone are for training one to begin with)".to_string(),
+            got: kind.to_string(),
+        });
+    }
     let version = value.get("format_version").cloned().unwrap_or_default();
     if version != FORMAT_VERSION {
         return Err(Error::File {
@@ -225,13 +233,13 @@ fn bad_json(path: &Path) -> impl Fn(serde_json::Error) -> Error {
     }
 }
 
-fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     let path: PathBuf = path.to_path_buf();
     move |source| Error::Io { path, action, source }
 }
 
 /// Replaces a file of the folder: after a crash at any moment there is the old content or the new.
-fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(folder: &Path, path: &Path, content: &[u8]) -> Result<()> {
     let mut file =
         tempfile::NamedTempFile::new_in(folder).map_err(io(path, "cannot make a temporary file beside it"))?;
     let written = file.write_all(content).and_then(|()| file.as_file().sync_all());
@@ -256,6 +264,6 @@ fn make_readable(_: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -44,6 +44,52 @@ pub fn relu6(x: &Tensor) -> Result<Tensor> {
     pointwise("relu6", x, Activation::Relu6)
 }
 
+/// x · min(max(x + 3, 0), 6) / 6, element by element: an approximation of x · sigmoid(x).
+///
+/// # Shapes
+/// x: any, f32 or f64. The result has the same.
+/// # Gradient
+/// x / 3 + 1/2 where −3 < x < 3, 0 at −3 and below, 1 at 3 and above, as PyTorch has it.
+/// # Numerics
+/// A NaN stays one.
+/// # Errors
+/// DType.
+/// # Source
+/// Howard et al., Searching for MobileNetV3, ICCV 2019, section 5.2.
+pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
+    pointwise("hard_swish", x, Activation::HardSwish)
+}
+
+/// min(max(x + 3, 0), 6) / 6, element by element: an approximation of sigmoid(x).
+///
+/// # Shapes
+/// x: any, f32 or f64. The result has the same.
+/// # Gradient
+/// 1/6 where −3 < x < 3, else 0 (also at both ends, as PyTorch has it).
+/// # Numerics
+/// A NaN stays one.
+/// # Errors
+/// DType.
+/// # Source
+/// Howard et al., Searching for MobileNetV3, ICCV 2019, section 5.2.
+pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    pointwise("hard_sigmoid", x, Activation::HardSigmoid)
+}
+
+/// 1 / (1 + e⁻ˣ), element by element.
+///
+/// # Shapes
+/// x: any, f32 or f64. The result has the same.
+/// # Gradient
+/// y · (1 − y).
+/// # Numerics
+/// Any x is fine; a NaN stays one. In f32 within 2e-7.
+/// # Errors
+/// DType.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    pointwise("sigmoid", x, Activation::Sigmoid)
+}
+
 fn pointwise(op: &'static str, x: &Tensor, activation: Activation) -> Result<Tensor> {
     check::float(op, "x", x)?;
     Ok(x.contiguous()?.apply_op1(Pointwise { op, activation })?)
@@ -119,7 +165,7 @@ pub(crate) fn planes(op: &'static str, x: &Tensor) -> Result<Planes> {
 }
 
 /// [`planes`] of a shape that was checked before.
-fn planes_of(shape: &Shape) -> Planes {
+pub(crate) fn planes_of(shape: &Shape) -> Planes {
     let dims = shape.dims();
     Planes { batch: dims[0], channels: dims[1], pixels: dims[2..].iter().product() }
 }
@@ -137,10 +183,10 @@ impl Pointwise {
         Ok(storage::tensor(y, l.shape()))
     }
 
-    fn backward<T: WithDType + Element>(&self, y: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
-        let dx = with_slices::<T, _, _>([y, g], |[y, g]| {
+    fn backward<T: WithDType + Element>(&self, [x, y, g]: [&Tensor; 3]) -> candle_core::Result<Tensor> {
+        let dx = with_slices::<T, _, _>([x, y, g], |[x, y, g]| {
             let mut dx = vec![T::ZERO; y.len()];
-            kernels::backward(self.activation, y, g, &mut dx)?;
+            kernels::backward(self.activation, x, y, g, &mut dx)?;
             Ok(dx)
         })?;
         from_elements(dx, y.shape())
@@ -156,9 +202,9 @@ impl CustomOp1 for Pointwise {
         by_dtype!(self.op, s.dtype(), self.forward(s, l))
     }
 
-    fn bwd(&self, _: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
+    fn bwd(&self, x: &Tensor, y: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let g = g.contiguous()?;
-        by_dtype!(self.op, y.dtype(), self.backward(y, &g)).map(Some)
+        by_dtype!(self.op, y.dtype(), self.backward([x, y, &g])).map(Some)
     }
 }
 

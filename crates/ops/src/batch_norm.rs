@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, InplaceOp1, Layout, Shape, Tensor, WithDType, bail};
-use dsd_kernels::activation::{Activation, Planes};
-use dsd_kernels::batch_norm::{self as kernels, Affine, Gradients, Source, Statistics};
+use dsd_kernels::activation::{Activation, Element, Planes};
+use dsd_kernels::batch_norm::{self as kernels, Affine, Source, Statistics};
 
 use crate::storage::{by_dtype, from_elements, with_slices};
 use crate::{Error, Result, check, storage};
@@ -47,22 +47,52 @@ pub fn batch_norm_train(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
-    const OP: &str = "batch_norm_train";
-    let (n, c, h, w) = check_arguments(OP, x, weight, bias, eps)?;
+    train("batch_norm_train", x, [weight, bias], None, running, eps, activation)
+}
+
+/// [`batch_norm_train`] with a [`crate::prelu`] after it, as one node of the graph.
+///
+/// # Shapes
+/// As there. slopes: `[C]` or `[1]`, of the type of x.
+/// # Gradient
+/// Reaches x, weight, bias and slopes. Where the normalised value is 0 it passes slope · g, as PyTorch has it.
+/// # Errors
+/// Shape, DType or Param.
+pub fn batch_norm_prelu_train(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    slopes: &Tensor,
+    running: Option<RunningStatistics<'_>>,
+    eps: f64,
+) -> Result<Tensor> {
+    train("batch_norm_prelu_train", x, [weight, bias], Some(slopes), running, eps, Activation::Identity)
+}
+
+fn train(
+    op: &'static str,
+    x: &Tensor,
+    affine: [&Tensor; 2],
+    slopes: Option<&Tensor>,
+    running: Option<RunningStatistics<'_>>,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (n, c, h, w) = check_arguments(op, x, affine, slopes, eps)?;
     if let Some(running) = &running {
-        check_statistics(OP, x, c, running.mean, running.var)?;
+        check_statistics(op, x, c, running.mean, running.var)?;
         for (argument, tensor) in [("mean", running.mean), ("var", running.var)] {
             if !tensor.is_contiguous() {
-                return Err(check::param(OP, argument, "a contiguous tensor", "strided"));
+                return Err(check::param(op, argument, "a contiguous tensor", "strided"));
             }
         }
         if !(0.0..=1.0).contains(&running.momentum) {
-            return Err(check::param(OP, "momentum", "a number in [0, 1]", running.momentum));
+            return Err(check::param(op, "momentum", "a number in [0, 1]", running.momentum));
         }
     }
     let saved = Arc::new(OnceLock::new());
-    let op = BatchNorm { op: OP, eps, activation, source: Source::Batch, statistics: saved.clone() };
-    let y = x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
+    let node = BatchNorm { op, eps, activation, source: Source::Batch, statistics: saved.clone(), prelu: false };
+    let y = node.apply(x, affine, slopes)?;
     if let (Some(running), Some(batch)) = (running, saved.get()) {
         let count = (n * h * w) as f64;
         let unbiased = |var: &f64| (count > 1.0).then_some(var * (count / (count - 1.0)));
@@ -90,27 +120,63 @@ pub fn batch_norm_eval(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
-    const OP: &str = "batch_norm_eval";
-    let (_, c, _, _) = check_arguments(OP, x, weight, bias, eps)?;
-    check_statistics(OP, x, c, mean, var)?;
+    evaluate("batch_norm_eval", x, [weight, bias], None, [mean, var], eps, activation)
+}
+
+/// [`batch_norm_eval`] with a [`crate::prelu`] after it, as one node of the graph.
+///
+/// # Shapes
+/// As there. slopes: `[C]` or `[1]`, of the type of x.
+/// # Gradient
+/// Reaches x, weight, bias and slopes; mean and var are constants.
+/// # Errors
+/// Shape, DType or Param.
+pub fn batch_norm_prelu_eval(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    slopes: &Tensor,
+    mean: &Tensor,
+    var: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    evaluate("batch_norm_prelu_eval", x, [weight, bias], Some(slopes), [mean, var], eps, Activation::Identity)
+}
+
+fn evaluate(
+    op: &'static str,
+    x: &Tensor,
+    affine: [&Tensor; 2],
+    slopes: Option<&Tensor>,
+    [mean, var]: [&Tensor; 2],
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (_, c, _, _) = check_arguments(op, x, affine, slopes, eps)?;
+    check_statistics(op, x, c, mean, var)?;
     let wide = |tensor: &Tensor| tensor.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>();
     let statistics = Statistics { mean: wide(mean)?, var: wide(var)? };
     let statistics = Arc::new(OnceLock::from(statistics));
-    let op = BatchNorm { op: OP, eps, activation, source: Source::Running, statistics };
-    Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    BatchNorm { op, eps, activation, source: Source::Running, statistics, prelu: false }.apply(x, affine, slopes)
 }
 
 fn check_arguments(
     op: &'static str,
     x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    slopes: Option<&Tensor>,
     eps: f64,
 ) -> Result<(usize, usize, usize, usize)> {
     let sizes = check::nchw(op, "x", x)?;
     for (argument, tensor) in [("weight", weight), ("bias", bias)] {
         check::dtype(op, argument, tensor, x.dtype())?;
         check::same_shape(op, argument, tensor, &[sizes.1])?;
+    }
+    if let Some(slopes) = slopes {
+        check::dtype(op, "slopes", slopes, x.dtype())?;
+        if slopes.dims() != [1] && slopes.dims() != [sizes.1] {
+            return Err(check::shape(op, "slopes", format!("[{}] or [1]", sizes.1), slopes));
+        }
     }
     check::positive(op, "eps", eps)?;
     Ok(sizes)
@@ -124,18 +190,37 @@ fn check_statistics(op: &'static str, x: &Tensor, channels: usize, mean: &Tensor
     Ok(())
 }
 
-/// The node. In training its statistics are found by the forward pass.
+/// The node. In training its statistics are found by the forward pass. Its three inputs are x, weight and bias; with a
+/// PReLU they are x, weight and bias in one tensor, and the slopes.
 struct BatchNorm {
     op: &'static str,
     eps: f64,
     activation: Activation,
     source: Source,
     statistics: Arc<OnceLock<Statistics>>,
+    prelu: bool,
 }
 
 impl BatchNorm {
-    fn affine<'a, T>(&self, weight: &'a [T], bias: &'a [T]) -> Affine<'a, T> {
-        Affine { weight, bias, eps: self.eps, activation: self.activation }
+    fn apply(self, x: &Tensor, [weight, bias]: [&Tensor; 2], slopes: Option<&Tensor>) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        Ok(match slopes {
+            None => x.apply_op3(&weight.contiguous()?, &bias.contiguous()?, self)?,
+            Some(slopes) => {
+                let node = Self { prelu: true, ..self };
+                x.apply_op3(&Tensor::cat(&[weight, bias], 0)?, &slopes.contiguous()?, node)?
+            }
+        })
+    }
+
+    fn affine<'a, T>(&self, second: &'a [T], third: &'a [T]) -> Affine<'a, T> {
+        let (weight, bias, slopes) = if self.prelu {
+            let (weight, bias) = second.split_at(second.len() / 2);
+            (weight, bias, Some(third))
+        } else {
+            (second, third, None)
+        };
+        Affine { weight, bias, eps: self.eps, activation: self.activation, slopes }
     }
 
     fn found(&self) -> candle_core::Result<&Statistics> {
@@ -145,44 +230,46 @@ impl BatchNorm {
         }
     }
 
-    fn forward<T: WithDType + dsd_kernels::Float>(
+    fn forward<T: WithDType + Element>(
         &self,
         (x, layout): (&CpuStorage, &Layout),
-        (weight, weight_layout): (&CpuStorage, &Layout),
-        (bias, bias_layout): (&CpuStorage, &Layout),
+        (second, second_layout): (&CpuStorage, &Layout),
+        (third, third_layout): (&CpuStorage, &Layout),
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = storage::slice::<T>(x, layout)?;
-        let affine = self.affine(storage::slice(weight, weight_layout)?, storage::slice(bias, bias_layout)?);
+        let affine = self.affine(storage::slice(second, second_layout)?, storage::slice(third, third_layout)?);
         let sizes = sizes(layout.shape())?;
-        let mut y = vec![T::ZERO; x.len()];
-        match self.source {
+        let y = match self.source {
             Source::Batch => {
-                let statistics = kernels::forward_train(sizes, x, affine, &mut y).map_err(Error::from)?;
+                let (y, statistics) = kernels::forward_train_vec(sizes, x, affine).map_err(Error::from)?;
                 self.statistics.get_or_init(|| statistics);
+                y
             }
-            Source::Running => {
-                kernels::forward_eval(sizes, x, affine, self.found()?, &mut y).map_err(Error::from)?;
-            }
-        }
+            Source::Running => kernels::forward_eval_vec(sizes, x, affine, self.found()?).map_err(Error::from)?,
+        };
         Ok(storage::tensor(y, layout.shape()))
     }
 
-    fn backward<T: WithDType + dsd_kernels::Float>(
+    fn backward<T: WithDType + Element>(
         &self,
-        [x, weight, bias, y, g]: [&Tensor; 5],
+        [x, second, third, y, g]: [&Tensor; 5],
     ) -> candle_core::Result<[Option<Tensor>; 3]> {
         let sizes = sizes(x.shape())?;
         let statistics = self.found()?;
-        let mut dx = x.track_op().then(|| vec![T::ZERO; x.elem_count()]);
-        let (mut dweight, mut dbias) = (vec![T::ZERO; sizes.channels], vec![T::ZERO; sizes.channels]);
-        with_slices::<T, _, _>([x, weight, bias, y, g], |[x, weight, bias, y, g]| {
-            let gradients = Gradients { x: dx.as_deref_mut(), weight: &mut dweight, bias: &mut dbias };
-            Ok(kernels::backward(sizes, x, y, g, self.affine(weight, bias), statistics, self.source, gradients)?)
+        let wants_x = x.track_op();
+        let gradients = with_slices::<T, _, _>([x, second, third, y, g], |[x, second, third, y, g]| {
+            let affine = self.affine(second, third);
+            Ok(kernels::backward_vec(sizes, [x, y, g], affine, statistics, self.source, wants_x)?)
         })?;
-        let dx = dx.map(|dx| from_elements(dx, x.shape())).transpose()?;
-        let dweight = weight.track_op().then(|| from_elements(dweight, weight.shape())).transpose()?;
-        let dbias = bias.track_op().then(|| from_elements(dbias, bias.shape())).transpose()?;
-        Ok([dx, dweight, dbias])
+        let dx = gradients.x.map(|dx| from_elements(dx, x.shape())).transpose()?;
+        let [dsecond, dthird] = if self.prelu {
+            [[gradients.weight, gradients.bias].concat(), gradients.slopes]
+        } else {
+            [gradients.weight, gradients.bias]
+        };
+        let dsecond = second.track_op().then(|| from_elements(dsecond, second.shape())).transpose()?;
+        let dthird = third.track_op().then(|| from_elements(dthird, third.shape())).transpose()?;
+        Ok([dx, dsecond, dthird])
     }
 }
 
@@ -206,14 +293,14 @@ impl CustomOp3 for BatchNorm {
     fn bwd(
         &self,
         x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        second: &Tensor,
+        third: &Tensor,
         y: &Tensor,
         g: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
-        let [dx, dweight, dbias] = by_dtype!(self.op, x.dtype(), self.backward([x, weight, bias, y, &g]))?;
-        Ok((dx, dweight, dbias))
+        let [dx, dsecond, dthird] = by_dtype!(self.op, x.dtype(), self.backward([x, second, third, y, &g]))?;
+        Ok((dx, dsecond, dthird))
     }
 }
 
@@ -230,7 +317,7 @@ struct UpdateRunning {
 impl UpdateRunning {
     fn run<T: dsd_kernels::Float>(&self, running: &mut [T], layout: &Layout) -> candle_core::Result<()> {
         let Some((from, to)) = layout.contiguous_offsets() else {
-            bail!("batch_norm_train: a running statistic is strided, expected a contiguous tensor")
+            bail!("batch norm: a running statistic is strided, expected a contiguous tensor")
         };
         Ok(kernels::update_running(&mut running[from..to], &self.values, self.momentum).map_err(Error::from)?)
     }

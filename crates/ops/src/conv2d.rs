@@ -15,6 +15,8 @@ pub struct Conv2dOptions {
     pub stride: [usize; 2],
     /// Zeros put before the first and after the last input row or column.
     pub padding: [usize; 2],
+    /// Zeros put after the last input row or column beyond `padding`: TensorFlow's "SAME" needs one more there.
+    pub extra_padding: [usize; 2],
     /// Input pixels from one kernel tap to the next, ≥ 1.
     pub dilation: [usize; 2],
     /// Groups of channels that do not see each other, ≥ 1; as many as input channels is a depthwise convolution.
@@ -24,7 +26,7 @@ pub struct Conv2dOptions {
 impl Default for Conv2dOptions {
     /// Stride 1, no padding, dilation 1, one group.
     fn default() -> Self {
-        Self { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
+        Self { stride: [1, 1], padding: [0, 0], extra_padding: [0, 0], dilation: [1, 1], groups: 1 }
     }
 }
 
@@ -36,7 +38,7 @@ impl Default for Conv2dOptions {
 /// `x` `[N,C,H,W]` f32 or f64; `weight` `[K,C/groups,kh,kw]` and `bias` `[K]` of the same type.
 ///
 /// # Returns
-/// `[N,K,Ho,Wo]` with Ho = (H + 2p − d·(kh − 1) − 1) / s + 1, rounded down.
+/// `[N,K,Ho,Wo]` with Ho = (H + 2p + e − d·(kh − 1) − 1) / s + 1, rounded down, where e is the extra padding.
 ///
 /// # Gradient
 /// Reaches `x`, `weight` and `bias`; that of `x` is computed only where `x` needs one.
@@ -65,7 +67,7 @@ fn checked_shape(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: Co
     let (batch, in_channels, in_height, in_width) = check::nchw(OP, "x", x)?;
     let (out_channels, weight_channels, kernel_height, kernel_width) = check::nchw(OP, "weight", weight)?;
     check::dtype(OP, "weight", weight, x.dtype())?;
-    let Conv2dOptions { stride, padding, dilation, groups } = options;
+    let Conv2dOptions { stride, padding, extra_padding, dilation, groups } = options;
     if groups == 0 || !in_channels.is_multiple_of(groups) {
         return Err(check::param(OP, "groups", format!("a divisor of the {in_channels} channels of x"), groups));
     }
@@ -90,6 +92,7 @@ fn checked_shape(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, options: Co
         kernel,
         stride,
         padding,
+        extra_padding,
         dilation,
         groups,
     };

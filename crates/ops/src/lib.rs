@@ -11,6 +11,7 @@ pub mod check;
 mod error;
 
 mod activation;
+mod add_relu;
 mod batch_norm;
 mod conv2d;
 mod conv_transpose2d;
@@ -20,11 +21,13 @@ mod dropout;
 pub mod gradcheck;
 mod pool;
 mod resize;
+mod scale_channels;
 mod storage;
 
 pub use error::{Error, Result};
 
 pub use activation::*;
+pub use add_relu::*;
 pub use batch_norm::*;
 pub use conv_transpose2d::*;
 pub use conv2d::*;
@@ -32,3 +35,4 @@ pub use cross_entropy::*;
 pub use dropout::*;
 pub use pool::*;
 pub use resize::*;
+pub use scale_channels::*;

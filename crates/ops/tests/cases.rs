@@ -4,9 +4,10 @@
 use candle_core::{DType, Result, Tensor, Var};
 use dsd_ops::{
     Activation, Conv2dOptions, ConvTranspose2dOptions, CrossEntropyOptions, PoolOptions, RunningStatistics,
-    adaptive_avg_pool2d, avg_pool2d, batch_norm_eval, batch_norm_train, conv_transpose2d, conv2d, cross_entropy,
-    dropout2d, log_softmax_channels, max_pool2d, max_pool2d_with_indices, max_unpool2d, prelu, relu, relu6,
-    resize_bilinear, resize_nearest, softmax_channels,
+    adaptive_avg_pool2d, add_relu, avg_pool2d, batch_norm_eval, batch_norm_prelu_eval, batch_norm_prelu_train,
+    batch_norm_train, conv_transpose2d, conv2d, cross_entropy, dropout2d, hard_sigmoid, hard_swish,
+    log_softmax_channels, max_pool2d, max_pool2d_with_indices, max_unpool2d, prelu, relu, relu6, resize_bilinear,
+    resize_nearest, scale_channels, sigmoid, softmax_channels,
 };
 use dsd_random::Stream;
 
@@ -72,11 +73,12 @@ pub(crate) fn cases() -> Vec<Case> {
 type Convolution<Options> = (&'static str, [usize; 4], [usize; 4], Options, f64);
 
 fn convolutions(cases: &mut Cases) {
-    let plain = Conv2dOptions { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+    let plain = Conv2dOptions { stride: [1, 1], padding: [0, 0], extra_padding: [0, 0], dilation: [1, 1], groups: 1 };
     let same = Conv2dOptions { padding: [1, 1], ..plain };
     let half = Conv2dOptions { stride: [2, 2], ..same };
     let dilated = |d: usize| Conv2dOptions { padding: [d, d], dilation: [d, d], ..plain };
-    let list: [Convolution<Conv2dOptions>; 27] = [
+    let after = Conv2dOptions { stride: [2, 2], extra_padding: [1, 1], ..plain };
+    let list: [Convolution<Conv2dOptions>; 31] = [
         ("3x3, 16 to 16 channels", [2, 16, 13, 19], [16, 16, 3, 3], same, WINOGRAD),
         ("3x3, 40 to 24 channels", [1, 40, 17, 9], [24, 40, 3, 3], same, WINOGRAD),
         ("3x3, 17 to 33 channels, wide", [1, 17, 7, 70], [33, 17, 3, 3], same, WINOGRAD),
@@ -110,6 +112,16 @@ fn convolutions(cases: &mut Cases) {
         ("depthwise dilation 3", [2, 16, 14, 17], [16, 1, 3, 3], Conv2dOptions { groups: 16, ..dilated(3) }, SUMS),
         ("depthwise 5x5", [1, 16, 14, 17], [16, 1, 5, 5], Conv2dOptions { padding: [2, 2], groups: 16, ..plain }, SUMS),
         ("depthwise with multiplier", [1, 8, 9, 17], [16, 1, 3, 3], Conv2dOptions { groups: 8, ..same }, SUMS),
+        ("SAME 3x3 stride 2", [2, 16, 14, 20], [24, 16, 3, 3], after, SUMS),
+        ("SAME 3x3 stride 2 from the colours", [1, 3, 32, 30], [16, 3, 3, 3], after, SUMS),
+        (
+            "SAME depthwise 5x5",
+            [2, 19, 14, 36],
+            [19, 1, 5, 5],
+            Conv2dOptions { padding: [1, 1], groups: 19, ..after },
+            SUMS,
+        ),
+        ("SAME depthwise 3x3 stride 2", [2, 19, 14, 36], [19, 1, 3, 3], Conv2dOptions { groups: 19, ..after }, SUMS),
     ];
     for (what, x, weight, options, of_largest) in list {
         let inputs = vec![normal(1, &x), normal(2, &weight), normal(3, &weight[..1])];
@@ -178,7 +190,12 @@ fn poolings_and_resizes(cases: &mut Cases) {
 }
 
 fn pixelwise(cases: &mut Cases) {
-    let activations = [("identity", Activation::Identity), ("relu", Activation::Relu), ("relu6", Activation::Relu6)];
+    let activations = [
+        ("identity", Activation::Identity),
+        ("relu", Activation::Relu),
+        ("relu6", Activation::Relu6),
+        ("hard swish", Activation::HardSwish),
+    ];
     let statistics = |channels: usize, dtype: DType| {
         let mean = from(&[channels], |c| 0.5 - 0.25 * c as f64).to_dtype(dtype).unwrap();
         (mean, from(&[channels], |c| 1.5 + 0.25 * c as f64).to_dtype(dtype).unwrap())
@@ -199,6 +216,17 @@ fn pixelwise(cases: &mut Cases) {
             });
         }
     }
+    for (what, shape) in [("4x9x24x21", [4, 9, 24, 21]), ("1x17x5x3", [1, 17, 5, 3])] {
+        let channels = [shape[1]];
+        let inputs = vec![normal(35, &shape), normal(36, &channels), normal(37, &channels), normal(38, &channels)];
+        cases.add(format!("batch_norm_prelu_train, {what}"), inputs.clone(), SUMS, |t| {
+            batch_norm_prelu_train(&t[0], &t[1], &t[2], &t[3], None, 1e-5)
+        });
+        cases.add(format!("batch_norm_prelu_eval, {what}"), inputs, SUMS, move |t| {
+            let (mean, var) = statistics(t[1].elem_count(), t[0].dtype());
+            batch_norm_prelu_eval(&t[0], &t[1], &t[2], &t[3], &mean, &var, 1e-5)
+        });
+    }
     // Sums of squares would lose all digits of the variance here.
     let far = vec![(normal(24, &[2, 3, 20, 21]) + 1000.0).unwrap(), normal(25, &[3]), normal(26, &[3])];
     cases.add("batch_norm_train, mean 1000 and deviation 1", far, 1e-4, |t| {
@@ -208,6 +236,11 @@ fn pixelwise(cases: &mut Cases) {
     let x = || (normal(27, &[2, 5, 21, 23]) * 4.0).unwrap();
     cases.add("relu", vec![x()], 0.0, |t| relu(&t[0]));
     cases.add("relu6", vec![x()], 0.0, |t| relu6(&t[0]));
+    cases.add("hard_swish", vec![x()], SUMS, |t| hard_swish(&t[0]));
+    cases.add("hard_sigmoid", vec![x()], SUMS, |t| hard_sigmoid(&t[0]));
+    cases.add("sigmoid", vec![x()], SUMS, |t| sigmoid(&t[0]));
+    cases.add("add_relu", vec![x(), normal(33, &[2, 5, 21, 23])], SUMS, |t| add_relu(&t[0], &t[1]));
+    cases.add("scale_channels", vec![x(), normal(34, &[2, 5, 1, 1])], SUMS, |t| scale_channels(&t[0], &t[1]));
     cases.add("prelu, per channel", vec![x(), normal(28, &[5])], SUMS, |t| prelu(&t[0], &t[1]));
     cases.add("prelu, one weight", vec![x(), normal(29, &[1])], SUMS, |t| prelu(&t[0], &t[1]));
     cases.add("dropout2d", vec![x()], SUMS, |t| dropout2d(&t[0], 0.4, &mut Stream::new(1, "dropout", 0, 0)));

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use dsd_ops::{
     Activation, Conv2dOptions, ConvTranspose2dOptions, CrossEntropyOptions, PoolOptions, Result, RunningStatistics,
-    adaptive_avg_pool2d, avg_pool2d, batch_norm_eval, batch_norm_train, conv_transpose2d, conv2d, cross_entropy,
-    dropout2d, max_pool2d, max_pool2d_with_indices, max_unpool2d, prelu, relu, relu6, resize_bilinear, resize_nearest,
-    softmax_channels,
+    adaptive_avg_pool2d, add_relu, avg_pool2d, batch_norm_eval, batch_norm_prelu_train, batch_norm_train,
+    conv_transpose2d, conv2d, cross_entropy, dropout2d, hard_sigmoid, hard_swish, max_pool2d, max_pool2d_with_indices,
+    max_unpool2d, prelu, relu, relu6, resize_bilinear, resize_nearest, scale_channels, sigmoid, softmax_channels,
 };
 use dsd_random::Stream;
 
@@ -13,7 +13,8 @@ use crate::inputs::{from, values};
 
 const TYPES: [DType; 2] = [DType::F32, DType::F64];
 const HALF: PoolOptions = PoolOptions { kernel: [2, 2], stride: [2, 2], padding: [0, 0], ceil_mode: false };
-const PLAIN: Conv2dOptions = Conv2dOptions { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+const PLAIN: Conv2dOptions =
+    Conv2dOptions { stride: [1, 1], padding: [0, 0], extra_padding: [0, 0], dilation: [1, 1], groups: 1 };
 
 fn plane(height: usize, width: usize, values: &[f64]) -> Tensor {
     Tensor::from_slice(values, (1, 1, height, width), &Device::Cpu).unwrap()
@@ -73,6 +74,12 @@ fn kinks_have_pytorchs_derivative() {
     let x = plane(1, 6, &[-1.0, -0.0, 0.0, 2.0, 6.0, 7.0]);
     check("relu", &x, relu, &[0.0, 0.0, 0.0, 2.0, 6.0, 7.0], &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
     check("relu6", &x, relu6, &[0.0, 0.0, 0.0, 2.0, 6.0, 6.0], &[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+    let swish = plane(1, 6, &[-4.0, -3.0, 0.0, 1.5, 3.0, 4.0]);
+    check("hard_swish", &swish, hard_swish, &[0.0, 0.0, 0.0, 1.125, 3.0, 4.0], &[0.0, 0.0, 0.5, 1.0, 1.0, 1.0]);
+    let sixth = 1.0 / 6.0;
+    check("hard_sigmoid", &swish, hard_sigmoid, &[0.0, 0.0, 0.5, 0.75, 1.0, 1.0], &[0.0, 0.0, sixth, sixth, 0.0, 0.0]);
+    let plus_one = |x: &Tensor| add_relu(x, &(x.zeros_like()? + 1.0)?);
+    check("add_relu", &x, plus_one, &[0.0, 1.0, 1.0, 3.0, 7.0, 8.0], &[0.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
     let leaky = |x: &Tensor| prelu(x, &vector(&[0.25]).to_dtype(x.dtype())?);
     check("prelu", &x, leaky, &[-0.25, 0.0, 0.0, 2.0, 6.0, 7.0], &[0.25, 0.25, 0.25, 1.0, 1.0, 1.0]);
 }
@@ -88,11 +95,16 @@ fn nan_is_not_hidden() {
         nan(max_pool2d(&x, HALF), "max_pool2d");
         nan(relu(&x), "relu");
         nan(relu6(&x), "relu6");
+        nan(hard_swish(&x), "hard_swish");
+        nan(hard_sigmoid(&x), "hard_sigmoid");
+        nan(sigmoid(&x), "sigmoid");
+        nan(add_relu(&x, &x), "add_relu");
         nan(softmax_channels(&x), "softmax_channels");
         nan(resize_bilinear(&x, [3, 3], true), "resize_bilinear");
         let one = vector(&[1.0]).to_dtype(dtype).unwrap();
         nan(prelu(&x, &one), "prelu");
-        for activation in [Activation::Identity, Activation::Relu, Activation::Relu6] {
+        nan(batch_norm_prelu_train(&x, &one, &one, &one, None, 1e-5), "batch_norm_prelu_train");
+        for activation in [Activation::Identity, Activation::Relu, Activation::Relu6, Activation::HardSwish] {
             nan(batch_norm_train(&x, &one, &one, None, 1e-5, activation), "batch_norm_train");
             nan(batch_norm_eval(&x, &one, &one, &one, &one, 1e-5, activation), "batch_norm_eval");
         }
@@ -313,8 +325,12 @@ fn wrong_arguments_are_errors_that_name_the_operation() {
         ("batch_norm_train: rank", norm(&flat, &four, 1e-5)),
         ("batch_norm_train: weight", norm(&x, &three, 1e-5)),
         ("batch_norm_train: negative eps", norm(&x, &four, -1.0)),
+        ("batch_norm_prelu_train: slopes", batch_norm_prelu_train(&x, &four, &four, &three, None, 1e-5)),
         ("batch_norm_eval: mean", batch_norm_eval(&x, &four, &four, &three, &four, 1e-5, Activation::Identity)),
         ("relu: type", relu(&bytes)),
+        ("hard_swish: type", hard_swish(&bytes)),
+        ("add_relu: shape", add_relu(&x, &good)),
+        ("scale_channels: shape", scale_channels(&x, &four)),
         ("prelu: weight", prelu(&x, &three)),
         ("dropout2d: probability 1.5", dropout2d(&x, 1.5, &mut stream)),
         ("dropout2d: probability NaN", dropout2d(&x, f64::NAN, &mut stream)),

@@ -14,13 +14,16 @@ pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
     from(shape, |_| draw.normal())
 }
 
-/// Normal values without those within 0.05 of 0 or of 6: safe for central differences through ReLU and ReLU6.
+/// Where the slope of an activation jumps.
+pub(crate) const KINKS: [f64; 4] = [-3.0, 0.0, 3.0, 6.0];
+
+/// Normal values without those within 0.05 of a kink: safe for central differences through every activation.
 pub(crate) fn away_from_kinks(seed: u64, shape: &[usize]) -> Tensor {
     let mut draw = Stream::new(seed, "kinks", 0, 0);
     from(shape, |_| {
         loop {
             let value = 4.0 * draw.normal();
-            if value.abs() > 0.05 && (value - 6.0).abs() > 0.05 {
+            if KINKS.iter().all(|kink| (value - kink).abs() > 0.05) {
                 return value;
             }
         }

@@ -6,16 +6,17 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use dsd_ops::{
     Activation, Conv2dOptions, ConvTranspose2dOptions, CrossEntropyOptions, PoolOptions, RunningStatistics,
-    adaptive_avg_pool2d, avg_pool2d, batch_norm_eval, batch_norm_train, conv_transpose2d, conv2d, cross_entropy,
-    log_softmax_channels, max_pool2d, max_pool2d_with_indices, max_unpool2d, prelu, relu, relu6, resize_bilinear,
-    resize_nearest, softmax_channels,
+    adaptive_avg_pool2d, add_relu, avg_pool2d, batch_norm_eval, batch_norm_prelu_eval, batch_norm_prelu_train,
+    batch_norm_train, conv_transpose2d, conv2d, cross_entropy, hard_sigmoid, hard_swish, log_softmax_channels,
+    max_pool2d, max_pool2d_with_indices, max_unpool2d, prelu, relu, relu6, resize_bilinear, resize_nearest,
+    scale_channels, sigmoid, softmax_channels,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::inputs::{Tolerance, compare, report, values};
 
-const CASES: usize = 102;
+const CASES: usize = 123;
 const DOUBLE: Tolerance = Tolerance { absolute: 1e-12, relative: 1e-10, of_largest: 0.0 };
 const SINGLE: Tolerance = Tolerance { absolute: 1e-7, relative: 1e-4, of_largest: 1e-5 };
 
@@ -65,6 +66,7 @@ impl Reference<'_> {
             Some("identity") => Activation::Identity,
             Some("relu") => Activation::Relu,
             Some("relu6") => Activation::Relu6,
+            Some("hard_swish") => Activation::HardSwish,
             other => panic!("{}: activation {other:?}", self.name),
         }
     }
@@ -74,13 +76,14 @@ impl Reference<'_> {
         let (x, weight, bias) = (&t["x"], t.get("weight"), t.get("bias"));
         match self.settings["op"].as_str().unwrap() {
             "conv2d" => {
-                let (stride, padding, dilation) = (self.pair("stride"), self.pair("padding"), self.pair("dilation"));
-                conv2d(
-                    x,
-                    weight.unwrap(),
-                    bias,
-                    Conv2dOptions { stride, padding, dilation, groups: self.usize("groups") },
-                )
+                let options = Conv2dOptions {
+                    stride: self.pair("stride"),
+                    padding: self.pair("padding"),
+                    extra_padding: self.pair("extra_padding"),
+                    dilation: self.pair("dilation"),
+                    groups: self.usize("groups"),
+                };
+                conv2d(x, weight.unwrap(), bias, options)
             }
             "conv_transpose2d" => {
                 let options = ConvTranspose2dOptions {
@@ -105,26 +108,37 @@ impl Reference<'_> {
             "adaptive_avg_pool2d" => adaptive_avg_pool2d(x, self.pair("size")),
             "resize_bilinear" => resize_bilinear(x, self.pair("size"), self.bool("align_corners")),
             "resize_nearest" => resize_nearest(x, self.pair("size")),
-            "batch_norm_train" => {
+            "batch_norm_train" | "batch_norm_prelu_train" => {
                 // The running statistics are updated in place: work on copies.
                 let copy = |name| self.constant(name, dtype).copy();
                 let (mean, var) = (copy("running_mean")?, copy("running_var")?);
-                let running = RunningStatistics { mean: &mean, var: &var, momentum: self.f64("momentum") };
-                let (weight, bias) = (weight.unwrap(), bias.unwrap());
-                let y = batch_norm_train(x, weight, bias, Some(running), self.f64("eps"), self.activation())?;
+                let running = Some(RunningStatistics { mean: &mean, var: &var, momentum: self.f64("momentum") });
+                let (weight, bias, eps) = (weight.unwrap(), bias.unwrap(), self.f64("eps"));
+                let y = match t.get("slopes") {
+                    Some(slopes) => batch_norm_prelu_train(x, weight, bias, slopes, running, eps)?,
+                    None => batch_norm_train(x, weight, bias, running, eps, self.activation())?,
+                };
                 for (name, got) in [("new_running_mean", &mean), ("new_running_var", &var)] {
                     let what = format!("{} {}: {name}", self.name, dtype.as_str());
                     failures.extend(compare(&what, got, &self.tensors[name], tolerance(dtype)).err());
                 }
                 Ok(y)
             }
-            "batch_norm_eval" => {
+            "batch_norm_eval" | "batch_norm_prelu_eval" => {
                 let (mean, var) = (self.constant("running_mean", dtype), self.constant("running_var", dtype));
-                let (weight, bias) = (weight.unwrap(), bias.unwrap());
-                batch_norm_eval(x, weight, bias, &mean, &var, self.f64("eps"), self.activation())
+                let (weight, bias, eps) = (weight.unwrap(), bias.unwrap(), self.f64("eps"));
+                match t.get("slopes") {
+                    Some(slopes) => batch_norm_prelu_eval(x, weight, bias, slopes, &mean, &var, eps),
+                    None => batch_norm_eval(x, weight, bias, &mean, &var, eps, self.activation()),
+                }
             }
             "relu" => relu(x),
             "relu6" => relu6(x),
+            "hard_swish" => hard_swish(x),
+            "hard_sigmoid" => hard_sigmoid(x),
+            "sigmoid" => sigmoid(x),
+            "add_relu" => add_relu(x, &t["other"]),
+            "scale_channels" => scale_channels(x, &t["scale"]),
             "prelu" => prelu(x, weight.unwrap()),
             "softmax_channels" => softmax_channels(x),
             "log_softmax_channels" => log_softmax_channels(x),
@@ -213,7 +227,7 @@ fn values_and_gradients_equal_those_of_pytorch() {
         failures.extend(case.differences(DType::F32));
     }
     println!("operations: {operations:?}");
-    assert_eq!(operations.len(), 16, "{operations:?}");
+    assert_eq!(operations.len(), 23, "{operations:?}");
     report("comparisons with PyTorch in f64 and f32", 2 * CASES, &failures);
     assert!(values(&tensor(&file, "conv2d_3x3/x")).iter().any(|x| *x != 0.0));
 }

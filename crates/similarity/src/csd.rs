@@ -16,8 +16,6 @@ use crate::unit::unit;
 
 /// The norm up to which a class map counts as absent; its square is still a normal f32.
 const ABSENT_NORM: f64 = 1e-12;
-/// What a logit at an ignored position is lowered by: its exponential is exactly 0, and it is finite in f32.
-const LOWERED: f64 = 1e30;
 
 /// Which axis the temperature-softened distribution runs over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,10 +155,7 @@ fn correlation(
 
 /// The softmax over the counted positions of each class.
 fn softmax_positions(logits: &Tensor, counted: &Counted) -> Result<Tensor> {
-    let logits = match &counted.mask {
-        Some(mask) => logits.broadcast_mul(mask)?.broadcast_add(&mask.affine(LOWERED, -LOWERED)?)?,
-        None => logits.clone(),
-    };
+    let logits = counted.lower(logits)?;
     let dims = logits.dims4()?;
     // The fused softmax runs over the second axis: positions take the place of channels.
     let positions_second = logits.flatten_from(2)?.transpose(1, 2)?.unsqueeze(3)?; // [N,P,K,1]

@@ -5,6 +5,9 @@ use dsd_ops::{check, resize_nearest};
 
 use crate::Result;
 
+/// What a value at an ignored position is lowered by: its exponential is exactly 0, and it is finite in f32.
+const LOWERED: f64 = 1e30;
+
 /// What is counted on one grid.
 pub(crate) struct Counted {
     /// `[N,1,h,w]`, 1 counted and 0 ignored, in the type of the compared tensors; `None` where all are counted.
@@ -13,6 +16,8 @@ pub(crate) struct Counted {
     pub(crate) positions: f64,
     /// Images with a counted position; 1 where there are none.
     pub(crate) images: f64,
+    /// Counted positions of each image.
+    pub(crate) per_image: Vec<f64>,
 }
 
 impl Counted {
@@ -20,7 +25,7 @@ impl Counted {
     pub(crate) fn at(op: &'static str, valid: Option<&Tensor>, like: &Tensor, size: [usize; 2]) -> Result<Self> {
         let batch = like.dim(0)?;
         let Some(valid) = valid else {
-            return Ok(Self { mask: None, positions: (batch * size[0] * size[1]) as f64, images: batch as f64 });
+            return Ok(Self::everything(batch, size));
         };
         check::dtype(op, "valid", valid, DType::U8)?;
         match *valid.dims() {
@@ -31,13 +36,24 @@ impl Counted {
         if greatest > 1 {
             return Err(check::param(op, "valid", "0 (ignored) or 1 (counted) everywhere", greatest));
         }
-        let mask = resize_nearest(&valid.to_dtype(like.dtype())?.unsqueeze(1)?, size)?;
+        Self::of_mask(resize_nearest(&valid.to_dtype(like.dtype())?.unsqueeze(1)?, size)?)
+    }
+
+    /// No position of a grid is ignored.
+    pub(crate) fn everything(batch: usize, size: [usize; 2]) -> Self {
+        let per_image = vec![(size[0] * size[1]) as f64; batch];
+        Self { mask: None, positions: per_image.iter().sum(), images: batch as f64, per_image }
+    }
+
+    /// Counts a mask `[N,1,h,w]` of ones and zeros.
+    pub(crate) fn of_mask(mask: Tensor) -> Result<Self> {
         let per_image = mask.flatten_from(1)?.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         let images = per_image.iter().filter(|&&positions| positions > 0.0).count();
         Ok(Self {
             mask: Some(mask),
             positions: per_image.iter().sum::<f64>().max(1.0),
             images: (images as f64).max(1.0),
+            per_image,
         })
     }
 
@@ -47,5 +63,25 @@ impl Counted {
             Some(mask) => Ok(tensor.broadcast_mul(mask)?),
             None => Ok(tensor),
         }
+    }
+
+    /// Lowers ignored positions of an `[N,C,h,w]` tensor so far that no maximum and no softmax takes them.
+    pub(crate) fn lower(&self, tensor: &Tensor) -> Result<Tensor> {
+        match &self.mask {
+            Some(mask) => Ok(tensor.broadcast_mul(mask)?.broadcast_add(&mask.affine(LOWERED, -LOWERED)?)?),
+            None => Ok(tensor.clone()),
+        }
+    }
+
+    /// The counted positions of each image, row by row, as indices of its `h·w` positions; `None` where all are.
+    pub(crate) fn indices(&self) -> Result<Option<Vec<Tensor>>> {
+        let Some(mask) = &self.mask else { return Ok(None) };
+        let rows = mask.flatten_from(1)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let counted = |row: Vec<f64>| -> Result<Tensor> {
+            let places: Vec<u32> = (0u32..).zip(row).filter(|&(_, one)| one > 0.0).map(|(place, _)| place).collect();
+            let count = places.len();
+            Ok(Tensor::from_vec(places, count, mask.device())?)
+        };
+        Ok(Some(rows.into_iter().map(counted).collect::<Result<_>>()?))
     }
 }

@@ -7,8 +7,8 @@
 //! CIRKD (`losses/kd.py`): ignored pixels are left out, of the sum and of the denominator.
 //! Derivation of the gradient: docs/losses/pixel_kd.md.
 
-use candle_core::Tensor;
-use dsd_ops::{check, log_softmax_channels};
+use candle_core::{DType, Tensor};
+use dsd_ops::{check, log_softmax_channels, softmax_channels};
 
 use crate::Result;
 use crate::csd::same_grid;
@@ -50,15 +50,86 @@ pub struct PixelKd {
 /// # Ok::<(), dsd_similarity::Error>(())
 /// ```
 pub fn pixel_kd(student: &Tensor, teacher: &Tensor, valid: Option<&Tensor>, cfg: PixelKd) -> Result<Tensor> {
-    const OP: &str = "pixel_kd";
-    let t = check::positive(OP, "temperature", cfg.temperature)?;
-    let (student, teacher) = same_grid(OP, student, teacher)?;
-    let (_, _, h, w) = teacher.dims4()?;
-    let counted = Counted::at(OP, valid, &teacher, [h, w])?;
+    distil("pixel_kd", student, teacher, valid, None, cfg)
+}
+
+/// [`pixel_kd`] with pixels weighted by the classes that the teacher sees in them.
+///
+/// u = softmax_c(t);   w = Σ_c weight_c · u_c;   L = T² · Σ w · Σ_c p · (ln p − ln q) / Σ w over counted (n,h,w)
+///
+/// The weight belongs to the pixel, not to the single terms of the divergence: weighted terms would be least for a
+/// student that is not the teacher.
+///
+/// # Shapes
+/// As [`pixel_kd`]; class_weights: one factor for each of the C classes, finite, ≥ 0.
+/// # Returns
+/// `[]` float, in nats, ≥ 0 up to rounding; equal weights give [`pixel_kd`]. No counted pixel, or weights of 0 alone: 0,
+/// with zero gradient.
+/// # Gradient
+/// Reaches `student` only.
+/// # Numerics
+/// Finite for |logit| ≤ 1e4 in f32.
+/// # Errors
+/// Shape, DType or Param, naming the argument.
+/// # Source
+/// Ours: published code weights the task's cross-entropy alone.
+pub fn class_weighted_pixel_kd(
+    student: &Tensor,
+    teacher: &Tensor,
+    valid: Option<&Tensor>,
+    class_weights: &[f64],
+    cfg: PixelKd,
+) -> Result<Tensor> {
+    distil("class_weighted_pixel_kd", student, teacher, valid, Some(class_weights), cfg)
+}
+
+fn distil(
+    op: &'static str,
+    student: &Tensor,
+    teacher: &Tensor,
+    valid: Option<&Tensor>,
+    class_weights: Option<&[f64]>,
+    cfg: PixelKd,
+) -> Result<Tensor> {
+    let t = check::positive(op, "temperature", cfg.temperature)?;
+    let (student, teacher) = same_grid(op, student, teacher)?;
+    let (_, classes, h, w) = teacher.dims4()?;
+    let counted = Counted::at(op, valid, &teacher, [h, w])?;
+    let (pixel_weight, total) = match class_weights {
+        None => (None, counted.positions),
+        Some(weights) => {
+            let (weight, total) = pixel_weights(op, &teacher, weights, classes, &counted)?;
+            (Some(weight), total)
+        }
+    };
 
     let log_p = log_softmax_channels(&(teacher / t)?)?; // [N,C,H,W]
     let log_q = log_softmax_channels(&(student / t)?)?; // [N,C,H,W]
     let weight = counted.apply(log_p.exp()?)?; // p, 0 at ignored positions
+    let weight = match pixel_weight {
+        Some(pixel_weight) => weight.broadcast_mul(&pixel_weight)?,
+        None => weight,
+    };
     let kl = (weight * (log_p - log_q)?)?.flatten_from(2)?.sum(2)?.sum_all()?; // row by row: f32 sums stay accurate
-    Ok((kl * (t * t / counted.positions))?)
+    Ok((kl * (t * t / total))?)
+}
+
+/// The weight of each pixel, `[N,1,H,W]`, and the sum over counted ones, 1 where that is 0.
+fn pixel_weights(
+    op: &'static str,
+    teacher: &Tensor,
+    weights: &[f64],
+    classes: usize,
+    counted: &Counted,
+) -> Result<(Tensor, f64)> {
+    if weights.len() != classes {
+        return Err(check::param(op, "class_weights", format!("{classes} factors"), weights.len()));
+    }
+    if let Some(bad) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
+        return Err(check::param(op, "class_weights", "finite numbers of at least 0", bad));
+    }
+    let factors = Tensor::from_slice(weights, (1, classes, 1, 1), teacher.device())?.to_dtype(teacher.dtype())?;
+    let weight = softmax_channels(teacher)?.broadcast_mul(&factors)?.sum_keepdim(1)?; // [N,1,H,W]
+    let total = counted.apply(weight.clone())?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
+    Ok((weight, if total > 0.0 { total } else { 1.0 }))
 }

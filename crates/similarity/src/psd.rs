@@ -147,12 +147,13 @@ pub fn psd(student: &[Tensor], teacher: &[Tensor], valid: Option<&Tensor>, cfg: 
     let pairs = layer_pairs(student.len(), cfg.pairs);
     for &(shallow, deep) in &pairs {
         let maps = [&student[shallow], &student[deep], &teacher[shallow], &teacher[deep]];
-        let size = common_size(OP, maps, cfg.map_size)?;
+        let named = [("student", maps[0]), ("student", maps[1]), ("teacher", maps[2]), ("teacher", maps[3])];
+        let size = common_size(OP, &named, cfg.map_size)?;
         let counted = Counted::at(OP, valid, maps[0], size)?;
         let attention = |energy: &Tensor| unit_attention(resized(energy, size)?, &counted);
         let of_student = residual(&attention(maps[0])?, &attention(maps[1])?, cfg.normalise_residual, cfg.eps)?;
         let of_teacher = residual(&attention(maps[2])?, &attention(maps[3])?, cfg.normalise_residual, cfg.eps)?;
-        let term = reduced(&(of_student - of_teacher)?, &counted, cfg)?;
+        let term = reduced(&(of_student - of_teacher)?, &counted, cfg.reduction, cfg.eps)?;
         sum = Some(match sum {
             Some(sum) => (sum + term)?,
             None => term,
@@ -165,7 +166,13 @@ pub fn psd(student: &[Tensor], teacher: &[Tensor], valid: Option<&Tensor>, cfg: 
 }
 
 /// One layer against the first of the student: rank, type and batch; errors name the layer, counted from 1.
-fn check_layer(op: &'static str, argument: &'static str, index: usize, layer: &Tensor, first: &Tensor) -> Result<()> {
+pub(crate) fn check_layer(
+    op: &'static str,
+    argument: &'static str,
+    index: usize,
+    layer: &Tensor,
+    first: &Tensor,
+) -> Result<()> {
     let batch = check::nchw(op, "student", first)?.0;
     check::dtype(op, argument, layer, first.dtype())?;
     match *layer.dims() {
@@ -191,14 +198,17 @@ fn layer_pairs(layers: usize, pairs: LayerPairs) -> Vec<(usize, usize)> {
     }
 }
 
-/// The grid on which the four maps of a pair are compared.
-fn common_size(op: &'static str, maps: [&Tensor; 4], rule: MapSize) -> Result<[usize; 2]> {
+/// The grid on which maps, each with its argument's name, are compared.
+pub(crate) fn common_size(op: &'static str, maps: &[(&'static str, &Tensor)], rule: MapSize) -> Result<[usize; 2]> {
     let size = |map: &Tensor| -> Result<[usize; 2]> {
         let (_, _, h, w) = map.dims4()?;
         Ok([h, w])
     };
-    let mut coarsest = size(maps[0])?;
-    for (map, argument) in maps.into_iter().zip(["student", "student", "teacher", "teacher"]) {
+    let mut coarsest = match maps {
+        [(_, first), ..] => size(first)?,
+        [] => return Err(check::param(op, "student", "at least 1 feature layer", 0)),
+    };
+    for &(argument, map) in maps {
         let [h, w] = size(map)?;
         if rule == MapSize::Equal && [h, w] != coarsest {
             return Err(Error::Param {
@@ -215,18 +225,18 @@ fn common_size(op: &'static str, maps: [&Tensor; 4], rule: MapSize) -> Result<[u
     Ok(coarsest)
 }
 
-fn resized(energy: &Tensor, size: [usize; 2]) -> Result<Tensor> {
+pub(crate) fn resized(energy: &Tensor, size: [usize; 2]) -> Result<Tensor> {
     let (_, _, h, w) = energy.dims4()?;
     if [h, w] == size { Ok(energy.clone()) } else { resize_bilinear(energy, size, true) }
 }
 
 /// `[N,P]` differences → `[]`.
-fn reduced(difference: &Tensor, counted: &Counted, cfg: Psd) -> Result<Tensor> {
+pub(crate) fn reduced(difference: &Tensor, counted: &Counted, reduction: PsdReduction, eps: f64) -> Result<Tensor> {
     let squared = difference.sqr()?.sum(D::Minus1)?; // [N]
-    Ok(match cfg.reduction {
+    Ok(match reduction {
         PsdReduction::SquaredMean => (squared.sum_all()? / counted.positions)?,
         PsdReduction::ResolutionNormalised => (squared.sum_all()? / (counted.images * REFERENCE_POSITIONS))?,
         PsdReduction::SquaredSum => (squared.sum_all()? / counted.images)?,
-        PsdReduction::Norm => (guarded_sqrt(&squared, cfg.eps)?.0.sum_all()? / counted.images)?,
+        PsdReduction::Norm => (guarded_sqrt(&squared, eps)?.0.sum_all()? / counted.images)?,
     })
 }

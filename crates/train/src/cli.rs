@@ -23,8 +23,8 @@ pub struct Arguments {
 enum Command {
     /// Train teacher, baseline and distilled student by a recipe; writes a table and a page.
     Train {
-        /// Recipe inside the program (quick, smoke, camvid, camvid-small) or path of a TOML file [default: quick; with
-        /// --resume --out DIR: the run's own].
+        /// Recipe inside the program (see `dsd recipes`) or path of a TOML file [default: quick; with --resume --out DIR:
+        /// the run's own].
         recipe: Option<String>,
         /// Change a setting of the recipe, for example --set student.steps=400.
         #[arg(long = "set", value_name = "KEY=VALUE")]

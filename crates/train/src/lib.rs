@@ -21,6 +21,7 @@ pub mod run;
 pub mod schedule;
 pub mod splits;
 pub mod stage;
+pub mod start;
 mod tensors;
 
 pub use error::{Error, Result};

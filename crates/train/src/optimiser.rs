@@ -26,6 +26,8 @@ struct Slot {
     name: String,
     var: Var,
     decay: bool,
+    /// On the learning rate.
+    factor: f64,
     /// Velocity (SGD) or first moment (AdamW).
     first: Vec<f32>,
     /// Second moment; empty for SGD.
@@ -49,12 +51,22 @@ impl Optimiser {
                     name,
                     var,
                     decay,
+                    factor: 1.0,
                     first: vec![0.0; count],
                     second: if adam { vec![0.0; count] } else { Vec::new() },
                 }
             })
             .collect();
         Self { settings, slots, updates: 0 }
+    }
+
+    /// The same with the learning rate of all parameters whose names begin with `prefix` multiplied by `factor`.
+    #[must_use]
+    pub fn with_factor_below(mut self, prefix: &str, factor: f64) -> Self {
+        for slot in self.slots.iter_mut().filter(|slot| slot.name.starts_with(prefix)) {
+            slot.factor = factor;
+        }
+        self
     }
 
     /// The learning rate before the schedule's factor.
@@ -89,7 +101,7 @@ impl Optimiser {
             let update = Update {
                 settings: self.settings,
                 decay: slot.decay,
-                learning_rate,
+                learning_rate: learning_rate * slot.factor,
                 updates: self.updates,
                 state: Mutex::new((std::mem::take(&mut slot.first), std::mem::take(&mut slot.second))),
             };
@@ -241,5 +253,39 @@ impl CustomOp1 for SumOfSquares {
             _ => return Err(candle_core::Error::Msg("sum of squares: expected f32 or f64".to_string())),
         };
         Ok((CpuStorage::F64(vec![sum]), Shape::from(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn a_factor_slows_what_lies_below_its_prefix_and_nothing_else() -> Result<()> {
+        let store = ParamStore::new(1, DType::F32, &Device::Cpu);
+        for name in ["backbone.w", "backbones.w", "decoder.backbone.w"] {
+            store.builder().get(2, name)?;
+        }
+        let settings = recipe::Optimiser::Sgd {
+            learning_rate: 1.0,
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+            decay_all: true,
+            clip_norm: None,
+        };
+        let mut optimiser = Optimiser::new(settings, &store).with_factor_below("backbone.", 0.25);
+        let sum = store.parameters().iter().map(|p| p.var.sum_all()).reduce(|a, b| a? + b?);
+        let gradients = sum.unwrap()?.backward()?;
+        optimiser.step(&gradients, 0.5)?;
+        let moved: Vec<f32> = store
+            .parameters()
+            .iter()
+            .map(|p| p.var.to_vec1::<f32>().map(|values| values[0]))
+            .collect::<candle_core::Result<_>>()?;
+        assert_eq!(moved, [-0.125, -0.5, -0.5]);
+        Ok(())
     }
 }

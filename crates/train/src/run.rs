@@ -1,4 +1,5 @@
-//! A whole run: teacher, baseline, distilled; then the table and the page.
+//! A whole run: teacher, baseline and, where there is something to distil, the distilled student; then the table and the
+//! page.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use crate::environment::Environment;
 use crate::journal::Journal;
 use crate::recipe::{Recipe, Role, Term};
 use crate::splits::{class_weights, open};
-use crate::stage::{self, Finished, Stage};
-use crate::{Error, Result, report};
+use crate::stage::{self, Finished, Stage, Teacher};
+use crate::{Error, Result, report, start};
 
 /// The final table of a run: `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +26,9 @@ pub struct Metrics {
     pub teacher: Summary,
     /// The compact network, trained alone.
     pub baseline: Summary,
-    /// The compact network, pulled to the teacher.
-    pub distilled: Summary,
+    /// The compact network, pulled to the teacher; absent where the recipe has no distillation terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distilled: Option<Summary>,
 }
 
 /// Where and how a run is made.
@@ -51,10 +53,12 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
     for role in [&recipe.teacher, &recipe.student] {
         dsd_models::parameter_count(&role.model.config()?, train.classes().len())?;
     }
+    let starts = start::settle(recipe, train.classes().len(), &folder)?;
     make_folder(&folder)?;
     let _lock = lock(&folder)?;
     keep_recipe(recipe, &folder)?;
     keep_environment(&folder)?;
+    start::keep(&starts, &folder)?;
     let mut journal = Journal::open(&folder)?;
     tracing::info!(
         "{}: {} training and {} validation images of {}, {} classes; folder {}",
@@ -67,29 +71,43 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
     );
     rehearse(recipe, train.classes().len())?;
     let class_weights = class_weights(recipe.task.class_weights, train.as_ref())?;
-    let stage = |name: &'static str, terms: &[Term]| Stage {
-        name,
-        recipe,
-        role: if name == "teacher" { &recipe.teacher } else { &recipe.student },
-        train: Arc::clone(&train),
-        val: Arc::clone(&val),
-        objective: stage::objective(recipe, class_weights.clone(), terms),
-        teacher: None,
-        run_folder: &folder,
+    let stage = |name: &'static str, terms: &[Term]| -> Result<Stage<'_>> {
+        let (key, role) = recipe.settings(name);
+        Ok(Stage {
+            name,
+            recipe,
+            role,
+            start: start::of(&starts, key)?,
+            train: Arc::clone(&train),
+            val: Arc::clone(&val),
+            objective: stage::objective(recipe, class_weights.clone(), terms),
+            teacher: None,
+            run_folder: &folder,
+        })
     };
 
-    let teacher_stage = stage("teacher", &[]);
     let teacher_done = match &recipe.teacher.weights {
-        Some(weights) if teacher_stage.finished()?.is_none() => take_teacher(recipe, weights, &folder, val.as_ref())?,
-        _ => finish(&teacher_stage, &mut journal)?,
+        None => finish(&stage("teacher", &[])?, &mut journal)?,
+        Some(weights) => match stage::finished(&folder.join("teacher"))? {
+            Some(done) => done,
+            None => take_teacher(recipe, weights, &folder, val.as_ref())?,
+        },
     };
-    let baseline_done = finish(&stage("baseline", &[]), &mut journal)?;
-    let teacher = dsd_models::load(&folder.join("teacher").join("best"))?.segmenter()?;
-    let distilled = Stage { teacher: Some(teacher.as_ref()), ..stage("distilled", &recipe.distillation) };
-    let distilled_done = finish(&distilled, &mut journal)?;
+    let baseline_done = finish(&stage("baseline", &[])?, &mut journal)?;
+    let distilled_done = if recipe.distillation.is_empty() {
+        None
+    } else {
+        let saved = dsd_models::load(&folder.join("teacher").join("best"))?;
+        let teacher = Teacher { network: saved.segmenter()?, normalisation: saved.card.normalisation };
+        let distilled = Stage { teacher: Some(&teacher), ..stage("distilled", &recipe.distillation)? };
+        Some(finish(&distilled, &mut journal)?)
+    };
 
-    let metrics =
-        Metrics { teacher: teacher_done.metrics, baseline: baseline_done.metrics, distilled: distilled_done.metrics };
+    let metrics = Metrics {
+        teacher: teacher_done.metrics,
+        baseline: baseline_done.metrics,
+        distilled: distilled_done.map(|done| done.metrics),
+    };
     let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&folder, error))?;
     write_whole(&folder.join("metrics.json"), &bytes)?;
     report::write(&folder)?;
@@ -97,7 +115,7 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
 }
 
 fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
-    match stage.finished()? {
+    match stage::finished(&stage.folder())? {
         Some(finished) => {
             tracing::info!("{}: finished already", stage.name);
             Ok(finished)
@@ -133,12 +151,9 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
             format!("the teacher's classes are {}, the dataset's {}", theirs.join(", "), classes.names.join(", "));
         return Err(Error::file(weights, message));
     }
-    if saved.card.normalisation != recipe.normalisation {
-        let message = format!(
-            "the teacher was trained with the input normalisation {:?}, the recipe has {:?}; set the recipe's to the teacher's",
-            saved.card.normalisation, recipe.normalisation
-        );
-        return Err(Error::file(weights, message));
+    if let Some(stated) = recipe.teacher.normalisation {
+        let source = weights.display().to_string();
+        start::agreed("teacher.normalisation", stated, &source, saved.card.normalisation)?;
     }
     let named = recipe.teacher.model.config()?;
     if saved.card.model != named {

@@ -1,7 +1,8 @@
 //! One stage of a run: training one network to its last step.
 //!
-//! A stage is a function of its recipe: initial weights, data order, augmentation and dropout all follow from the seed,
-//! the step and the names of parameters. Stopped at any step and continued, it goes on where it was.
+//! A stage is a function of its recipe and of the pretrained weights that it names: initial weights, data order,
+//! augmentation and dropout all follow from the seed, the step and the names of parameters. Stopped at any step and
+//! continued, it goes on where it was.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use dsd_data::{Dataset, IGNORE, Loader, LoaderOptions};
 use dsd_metrics::{AbsentClass, ConfusionMatrix, Summary};
-use dsd_models::{ClassInfo, Mode, ModelCard, ParamStore, Segmenter};
+use dsd_models::{ClassInfo, Mode, ModelCard, Normalisation, ParamStore, Segmenter};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -21,10 +22,8 @@ use crate::journal::{Journal, Line};
 use crate::objective::Objective;
 use crate::optimiser::Optimiser;
 use crate::recipe::{Recipe, Role};
+use crate::start::{self, Start};
 use crate::{Error, Result, interrupt, tensors};
-
-/// The three networks of a run, in the order in which they are trained.
-pub const ROLES: [&str; 3] = ["teacher", "baseline", "distilled"];
 
 /// What a finished stage leaves in `done.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,43 +42,42 @@ pub struct Finished {
     pub metrics: Summary,
 }
 
+/// A trained network that a student is pulled to.
+pub(crate) struct Teacher {
+    /// Without a graph.
+    pub(crate) network: Box<dyn Segmenter>,
+    /// How its own inputs are scaled.
+    pub(crate) normalisation: Normalisation,
+}
+
 /// What a stage works with.
 pub(crate) struct Stage<'a> {
     /// `teacher`, `baseline` or `distilled`.
     pub(crate) name: &'static str,
     pub(crate) recipe: &'a Recipe,
     pub(crate) role: &'a Role,
+    pub(crate) start: &'a Start,
     pub(crate) train: Arc<dyn Dataset>,
     pub(crate) val: Arc<dyn Dataset>,
     pub(crate) objective: Objective,
-    /// A network without a graph, in evaluation mode.
-    pub(crate) teacher: Option<&'a dyn Segmenter>,
+    pub(crate) teacher: Option<&'a Teacher>,
     pub(crate) run_folder: &'a Path,
 }
 
 impl Stage<'_> {
-    fn folder(&self) -> PathBuf {
+    pub(crate) fn folder(&self) -> PathBuf {
         self.run_folder.join(self.name)
     }
 
-    /// The result of this stage if it is finished already.
-    pub(crate) fn finished(&self) -> Result<Option<Finished>> {
-        let path = self.folder().join("done.json");
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::file(&path, error)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::file(&path, error)),
-        }
-    }
-
-    /// Trains from the newest checkpoint, or from the seed, to the last step.
+    /// Trains from the newest checkpoint, or from the start, to the last step.
     pub(crate) fn train(&self, journal: &mut Journal) -> Result<Finished> {
         let store = ParamStore::new(self.recipe.seed, DType::F32, &Device::Cpu);
         let num_classes = self.train.classes().names.len();
         let config = self.role.model.config()?;
         let network = dsd_models::build(&config, num_classes, store.builder())?;
         let twin = dsd_models::build(&config, num_classes, store.frozen_builder())?;
-        let mut optimiser = Optimiser::new(self.role.optimiser, &store);
+        let mut optimiser = Optimiser::new(self.role.optimiser, &store)
+            .with_factor_below("backbone.", self.role.backbone_learning_rate_factor);
         let checkpoints = self.folder().join("checkpoints");
         checkpoint::make_folder(&checkpoints)?;
 
@@ -93,6 +91,9 @@ impl Stage<'_> {
             optimiser.restore(&saved.optimiser, saved.state.updates)?;
             state = saved.state;
             tracing::info!("{}: continuing after step {}", self.name, state.step);
+        } else {
+            let (key, _) = self.recipe.settings(self.name);
+            start::lay_over(key, self.start, &config, num_classes, &store)?;
         }
         journal.rewind(self.name, state.step)?;
 
@@ -101,7 +102,7 @@ impl Stage<'_> {
         let bar = self.bar(state.step);
         let mut loader = Loader::new(
             Arc::clone(&self.train),
-            Arc::new(augmentation(self.recipe)),
+            Arc::new(augmentation(self.recipe, &self.start.normalisation)),
             LoaderOptions {
                 batch_size: self.role.batch_size,
                 seed: self.recipe.seed,
@@ -164,7 +165,10 @@ impl Stage<'_> {
         let names = std::mem::take(&mut batch.names);
         let (images, labels) = tensors::from_batch(batch, &Device::Cpu)?;
         let teacher = match self.teacher {
-            Some(teacher) if self.objective.needs_teacher() => Some(teacher.forward(&images, Mode::Eval)?),
+            Some(teacher) if self.objective.needs_teacher() => {
+                let images = tensors::renormalised(&images, &self.start.normalisation, &teacher.normalisation)?;
+                Some(teacher.network.forward(&images, Mode::Eval)?)
+            }
             _ => None,
         };
         let student = network.forward(&images, Mode::Train { seed: self.recipe.seed, step })?;
@@ -203,7 +207,7 @@ impl Stage<'_> {
     }
 
     fn evaluate(&self, twin: &dyn Segmenter) -> Result<ConfusionMatrix> {
-        let normalisation = data_normalisation(&self.recipe.normalisation);
+        let normalisation = data_normalisation(&self.start.normalisation);
         evaluate(twin, self.val.as_ref(), &normalisation, self.recipe.evaluation.batch_size, |_| ())
     }
 
@@ -255,7 +259,7 @@ impl Stage<'_> {
             .zip(&classes.colours)
             .map(|(name, colour)| ClassInfo { name: name.clone(), colour: *colour })
             .collect();
-        let training = serde_json::json!({
+        let mut training = serde_json::json!({
             "run": self.recipe.name,
             "role": self.name,
             "step": step,
@@ -265,11 +269,14 @@ impl Stage<'_> {
             "val_miou": metrics.miou,
             "dsd_version": env!("CARGO_PKG_VERSION"),
         });
+        if let Some(origin) = &self.start.pretrained {
+            training["pretrained"] = serde_json::json!(origin);
+        }
         Ok(ModelCard {
             format_version: dsd_models::FORMAT_VERSION,
             model: *config,
             classes,
-            normalisation: self.recipe.normalisation,
+            normalisation: self.start.normalisation,
             weights_sha256: String::new(),
             training,
         })
@@ -304,6 +311,16 @@ impl Stage<'_> {
     }
 }
 
+/// The result of the stage in this folder if it is finished.
+pub(crate) fn finished(folder: &Path) -> Result<Option<Finished>> {
+    let path = folder.join("done.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::file(&path, error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file(&path, error)),
+    }
+}
+
 /// Writes `done.json`: the mark that a stage needs no more work.
 pub(crate) fn write_finished(folder: &Path, finished: &Finished) -> Result<()> {
     let path = folder.join("done.json");
@@ -322,11 +339,11 @@ pub(crate) fn objective(recipe: &Recipe, class_weights: Option<Vec<f64>>, terms:
 }
 
 /// The same numbers in the data crate's type.
-pub(crate) fn data_normalisation(normalisation: &dsd_models::Normalisation) -> dsd_data::Normalisation {
+pub(crate) fn data_normalisation(normalisation: &Normalisation) -> dsd_data::Normalisation {
     dsd_data::Normalisation { mean: normalisation.mean, std: normalisation.std }
 }
 
-fn augmentation(recipe: &Recipe) -> dsd_data::Augmentation {
+fn augmentation(recipe: &Recipe, normalisation: &Normalisation) -> dsd_data::Augmentation {
     let settings = &recipe.augmentation;
     dsd_data::Augmentation {
         scale: dsd_data::ScaleRange { min: settings.scale[0], max: settings.scale[1], step: settings.scale_step },
@@ -335,7 +352,7 @@ fn augmentation(recipe: &Recipe) -> dsd_data::Augmentation {
         brightness: settings.brightness,
         contrast: settings.contrast,
         saturation: settings.saturation,
-        normalisation: data_normalisation(&recipe.normalisation),
+        normalisation: data_normalisation(normalisation),
     }
 }
 

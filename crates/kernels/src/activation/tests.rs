@@ -22,20 +22,89 @@ fn close<T: Float>(what: &str, got: &[T], expected: &[f64], tolerance: f64) {
 }
 
 #[test]
-fn relu_and_relu6_have_zero_slope_at_their_corners() {
-    let x = [-1.0f32, -0.0, 0.0, 0.5, 6.0, 7.0];
+fn corners_have_the_slopes_of_pytorch() {
+    let x = [-4.0f32, -3.0, -0.0, 0.0, 1.5, 3.0, 6.0, 7.0];
+    let swish = [0.0, 0.0, 0.0, 0.0, 1.125, 3.0, 6.0, 7.0];
     for (activation, values, slopes) in [
-        (Activation::Identity, x, [1.0; 6]),
-        (Activation::Relu, [0.0, 0.0, 0.0, 0.5, 6.0, 7.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]),
-        (Activation::Relu6, [0.0, 0.0, 0.0, 0.5, 6.0, 6.0], [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]),
+        (Activation::Identity, x, [1.0; 8]),
+        (Activation::Relu, [0.0, 0.0, 0.0, 0.0, 1.5, 3.0, 6.0, 7.0], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]),
+        (Activation::Relu6, [0.0, 0.0, 0.0, 0.0, 1.5, 3.0, 6.0, 6.0], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]),
+        (Activation::HardSwish, swish, [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]),
+        (
+            Activation::HardSigmoid,
+            [0.0, 0.0, 0.5, 0.5, 0.75, 1.0, 1.0, 1.0],
+            [0.0, 0.0, 1.0 / 6.0, 1.0 / 6.0, 1.0 / 6.0, 0.0, 0.0, 0.0],
+        ),
     ] {
-        let (mut y, mut dx) = ([9.0; 6], [9.0; 6]);
+        let (mut y, mut dx) = ([9.0; 8], [9.0; 8]);
         forward(activation, &x, &mut y).unwrap();
-        backward(activation, &y, &[1.0; 6], &mut dx).unwrap();
+        backward(activation, &x, &y, &[1.0; 8], &mut dx).unwrap();
         assert_eq!((y, dx), (values, slopes), "{activation:?}");
-        forward(activation, &[f32::NAN], &mut y[..1]).unwrap();
-        assert!(y[0].is_nan(), "{activation:?}");
     }
+}
+
+#[test]
+fn sigmoid_agrees_with_its_formula_and_has_the_right_ends() {
+    let x: Vec<f64> = (-400..=400).map(|step| f64::from(step) * 0.25).collect();
+    let expected: Vec<f64> = x.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+    let slopes: Vec<f64> = expected.iter().map(|y| y * (1.0 - y)).collect();
+    let single = map::<f32>(Activation::Sigmoid, &x);
+    close("f32", &single.0, &expected, 2e-7);
+    close("f32 slope", &single.1, &slopes, 2e-7);
+    let double = map::<f64>(Activation::Sigmoid, &x);
+    close("f64", &double.0, &expected, 1e-15);
+    close("f64 slope", &double.1, &slopes, 1e-15);
+    let ends = map::<f32>(Activation::Sigmoid, &[f64::NEG_INFINITY, -1e4, 0.0, 1e4, f64::INFINITY]);
+    assert_eq!(ends, (vec![0.0, 0.0, 0.5, 1.0, 1.0], vec![0.0, 0.0, 0.25, 0.0, 0.0]));
+}
+
+#[test]
+fn a_nan_stays_visible() {
+    for activation in ACTIVATIONS {
+        assert!(map::<f32>(activation, &[f64::NAN]).0[0].is_nan(), "{activation:?}");
+    }
+    let mut y = [0.0];
+    add_relu(&[f64::NAN], &[1.0], &mut y).unwrap();
+    assert!(y[0].is_nan());
+}
+
+#[test]
+fn f32_agrees_with_f64_for_every_length() {
+    for activation in ACTIVATIONS {
+        for count in [1, 7, 8, 33, 40_000] {
+            let x = random(count, 4.0);
+            let (single, double) = (map::<f32>(activation, &x), map::<f64>(activation, &x));
+            close(&format!("{activation:?} {count}"), &single.0, &double.0, 3e-7);
+            close(&format!("{activation:?} {count} slope"), &single.1, &double.1, 3e-7);
+        }
+    }
+}
+
+const ACTIVATIONS: [Activation; 6] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::Relu6,
+    Activation::HardSwish,
+    Activation::HardSigmoid,
+    Activation::Sigmoid,
+];
+
+/// Values and slopes.
+fn map<T: Element>(activation: Activation, x: &[f64]) -> (Vec<T>, Vec<T>) {
+    let x: Vec<T> = convert(x);
+    let (mut y, mut dx) = (vec![T::from_f64(9.0); x.len()], vec![T::from_f64(9.0); x.len()]);
+    forward(activation, &x, &mut y).unwrap();
+    backward(activation, &x, &y, &vec![T::ONE; x.len()], &mut dx).unwrap();
+    (y, dx)
+}
+
+#[test]
+fn a_sum_is_cut_off_at_zero() {
+    let mut y = [9.0; 4];
+    add_relu(&[1.0, -1.0, 2.0, -3.0f32], &[2.0, 1.0, -3.0, 5.0], &mut y).unwrap();
+    assert_eq!(y, [3.0, 0.0, 0.0, 2.0]);
+    let error = add_relu(&[1.0f32; 4], &[1.0; 3], &mut y).unwrap_err();
+    assert_eq!(error.to_string(), "add_relu: b has 3 elements, expected 4");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The four loops of batch norm over one plane. Sums run in `LANES` partial sums of the element type and go to f64 after
 //! each block.
 
+use std::mem::MaybeUninit;
+
 use crate::Float;
-use crate::activation::{Activation, BLOCK, Kernel, LANES, passes_relu, passes_relu6, relu, relu6, sum, vectorised};
+use crate::activation::gate::Prelu;
+use crate::activation::{Activation, BLOCK, Element, Gate, Kernel, LANES, sum, vectorised, with_gate};
 
 /// Count, mean and sum of squared distances from the mean.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,118 +85,149 @@ impl<T: Float> Kernel for BlockMoments<'_, T> {
     }
 }
 
-/// y = activation((x − mean) · scale + offset).
-pub(super) struct Normalise<'a, T> {
-    pub(super) x: &'a [T],
+/// How a channel is normalised: z = (x − mean) · scale + offset.
+#[derive(Clone, Copy)]
+pub(super) struct Channel<T> {
     pub(super) mean: T,
     pub(super) scale: T,
     pub(super) offset: T,
-    pub(super) activation: Activation,
-    pub(super) y: &'a mut [T],
 }
 
-impl<T: Float> Kernel for Normalise<'_, T> {
+impl<T: Float> Channel<T> {
+    /// The normalised value. Both passes compute it here, so both see the same bits.
+    #[inline(always)]
+    fn of(self, x: T) -> T {
+        (x - self.mean) * self.scale + self.offset
+    }
+}
+
+/// What follows the normalisation of a channel: a PReLU of this slope, else the activation.
+#[derive(Clone, Copy)]
+pub(super) struct Next<T> {
+    pub(super) activation: Activation,
+    pub(super) slope: Option<T>,
+}
+
+/// Evaluates an expression with `gate` bound to what follows, compiled for each.
+macro_rules! with_next {
+    ($next:expr, $gate:ident => $body:expr) => {
+        match $next.slope {
+            Some(slope) => {
+                let $gate = Prelu(slope);
+                $body
+            }
+            None => with_gate!($next.activation, $gate => $body),
+        }
+    };
+}
+
+/// y = activation(z); every element of `y` is written.
+pub(super) struct Normalise<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) channel: Channel<T>,
+    pub(super) next: Next<T>,
+    pub(super) y: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Element> Kernel for Normalise<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        match self.activation {
-            Activation::Identity => self.map(|value| value),
-            Activation::Relu => self.map(relu),
-            Activation::Relu6 => self.map(relu6),
-        }
+        with_next!(self.next, gate => {
+            for (y, x) in self.y.iter_mut().zip(self.x) {
+                y.write(gate.value(self.channel.of(*x)));
+            }
+        });
     }
 }
 
-impl<T: Float> Normalise<'_, T> {
-    #[inline(always)]
-    fn map(self, activation: impl Fn(T) -> T) {
-        for (y, x) in self.y.iter_mut().zip(self.x) {
-            *y = activation((*x - self.mean) * self.scale + self.offset);
-        }
-    }
-}
-
-/// Σ g and Σ g · (x − mean) with g masked by the activation.
+/// Σ g and Σ g · (x − mean) with g taken through the activation, and the gradient of a PReLU's slope.
 pub(super) struct GradientSums<'a, T> {
     pub(super) x: &'a [T],
     pub(super) y: &'a [T],
     pub(super) g: &'a [T],
-    pub(super) mean: T,
-    pub(super) activation: Activation,
+    pub(super) channel: Channel<T>,
+    pub(super) next: Next<T>,
 }
 
-impl<T: Float> Kernel for GradientSums<'_, T> {
-    type Output = (f64, f64);
+impl<T: Element> Kernel for GradientSums<'_, T> {
+    type Output = [f64; 3];
 
     #[inline(always)]
-    fn run(self) -> (f64, f64) {
-        match self.activation {
-            Activation::Identity => self.sums(|_| true),
-            Activation::Relu => self.sums(passes_relu),
-            Activation::Relu6 => self.sums(passes_relu6),
-        }
+    fn run(self) -> [f64; 3] {
+        with_next!(self.next, gate => self.sums(gate))
     }
 }
 
-impl<T: Float> GradientSums<'_, T> {
+/// Partial sums of [`GradientSums`].
+struct Partial<T> {
+    sums: [T; LANES],
+    products: [T; LANES],
+    slopes: [T; LANES],
+}
+
+impl<T: Element> GradientSums<'_, T> {
     #[inline(always)]
-    fn sums(self, passes: impl Fn(T) -> bool) -> (f64, f64) {
-        let mut total = (0.0, 0.0);
+    fn sums<G: Gate<T>>(self, gate: G) -> [f64; 3] {
+        let mut total = [0.0; 3];
         for ((x, y), g) in self.x.chunks(BLOCK).zip(self.y.chunks(BLOCK)).zip(self.g.chunks(BLOCK)) {
             let ((x, last_x), (y, last_y), (g, last_g)) =
                 (x.as_chunks::<LANES>(), y.as_chunks::<LANES>(), g.as_chunks::<LANES>());
-            let (mut sums, mut products) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+            let zeros = [T::ZERO; LANES];
+            let mut partial = Partial { sums: zeros, products: zeros, slopes: zeros };
             for ((x, y), g) in x.iter().zip(y).zip(g) {
                 for lane in 0..LANES {
-                    let g = if passes(y[lane]) { g[lane] } else { T::ZERO };
-                    sums[lane] += g;
-                    products[lane] += g * (x[lane] - self.mean);
+                    self.add(gate, &mut partial, lane, [x[lane], y[lane], g[lane]]);
                 }
             }
             for lane in 0..last_x.len() {
-                let g = if passes(last_y[lane]) { last_g[lane] } else { T::ZERO };
-                sums[lane] += g;
-                products[lane] += g * (last_x[lane] - self.mean);
+                self.add(gate, &mut partial, lane, [last_x[lane], last_y[lane], last_g[lane]]);
             }
-            total = (total.0 + sum(&sums), total.1 + sum(&products));
+            let Partial { sums, products, slopes } = partial;
+            for (total, lanes) in total.iter_mut().zip([sums, products, slopes]) {
+                *total += sum(&lanes);
+            }
         }
         total
     }
+
+    #[inline(always)]
+    fn add<G: Gate<T>>(&self, gate: G, partial: &mut Partial<T>, lane: usize, [x, y, g]: [T; 3]) {
+        let z = self.channel.of(x);
+        let through = gate.gradient(z, y, g);
+        partial.sums[lane] += through;
+        partial.products[lane] += through * (x - self.channel.mean);
+        if G::LEARNS {
+            partial.slopes[lane] += gate.slope_gradient(z, g);
+        }
+    }
 }
 
-/// dx = g · scale + (x − mean) · slope + offset with g masked by the activation.
+/// dx = g · factor + (x − mean) · slope + shift with g taken through the activation; every element of `dx` is written.
 pub(super) struct Gradient<'a, T> {
     pub(super) x: &'a [T],
     pub(super) y: &'a [T],
     pub(super) g: &'a [T],
-    pub(super) mean: T,
-    pub(super) scale: T,
+    pub(super) channel: Channel<T>,
+    pub(super) factor: T,
     pub(super) slope: T,
-    pub(super) offset: T,
-    pub(super) activation: Activation,
-    pub(super) dx: &'a mut [T],
+    pub(super) shift: T,
+    pub(super) next: Next<T>,
+    pub(super) dx: &'a mut [MaybeUninit<T>],
 }
 
-impl<T: Float> Kernel for Gradient<'_, T> {
+impl<T: Element> Kernel for Gradient<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        match self.activation {
-            Activation::Identity => self.map(|_| true),
-            Activation::Relu => self.map(passes_relu),
-            Activation::Relu6 => self.map(passes_relu6),
-        }
-    }
-}
-
-impl<T: Float> Gradient<'_, T> {
-    #[inline(always)]
-    fn map(self, passes: impl Fn(T) -> bool) {
-        for (((dx, x), y), g) in self.dx.iter_mut().zip(self.x).zip(self.y).zip(self.g) {
-            let g = if passes(*y) { *g } else { T::ZERO };
-            *dx = g * self.scale + ((*x - self.mean) * self.slope + self.offset);
-        }
+        let Self { channel, factor, slope, shift, .. } = self;
+        with_next!(self.next, gate => {
+            for (((dx, x), y), g) in self.dx.iter_mut().zip(self.x).zip(self.y).zip(self.g) {
+                let g = gate.gradient(channel.of(*x), *y, *g);
+                dx.write(g * factor + ((*x - channel.mean) * slope + shift));
+            }
+        });
     }
 }

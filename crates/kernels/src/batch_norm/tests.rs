@@ -36,9 +36,13 @@ struct Case {
     weight: Vec<f64>,
     bias: Vec<f64>,
     activation: Activation,
+    /// The slopes of a PReLU in place of the activation.
+    slopes: Option<Vec<f64>>,
 }
 
 const EPS: f64 = 1e-5;
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Identity, Activation::Relu, Activation::Relu6, Activation::HardSwish, Activation::Sigmoid];
 
 /// Everything that both passes compute.
 #[derive(Debug, PartialEq)]
@@ -47,6 +51,7 @@ struct Results<T> {
     dx: Vec<T>,
     dweight: Vec<T>,
     dbias: Vec<T>,
+    dslopes: Vec<T>,
     statistics: Statistics,
     /// The largest |weight · rstd · g|: dx is a difference of such terms, and of two values per channel almost 0.
     term: f64,
@@ -56,14 +61,16 @@ impl Case {
     fn new(sizes: Planes, mean: f64, activation: Activation) -> Self {
         let (x, g) = (random(sizes.elements(), mean, 1.5, 0), random(sizes.elements(), 0.1, 1.0, 1));
         let (weight, bias) = (random(sizes.channels, 1.0, 0.5, 2), random(sizes.channels, 0.5, 1.0, 3));
-        Self { sizes, x, g, weight, bias, activation }
+        Self { sizes, x, g, weight, bias, activation, slopes: None }
     }
 
     /// What the kernels give; with statistics: evaluation.
-    fn run<T: Float>(&self, given: Option<&Statistics>) -> Results<T> {
+    fn run<T: Element>(&self, given: Option<&Statistics>) -> Results<T> {
         let convert = |values: &[f64]| values.iter().map(|value| T::from_f64(*value)).collect::<Vec<T>>();
         let (x, g, weight, bias) = (convert(&self.x), convert(&self.g), convert(&self.weight), convert(&self.bias));
-        let affine = Affine { weight: &weight, bias: &bias, eps: EPS, activation: self.activation };
+        let slopes = self.slopes.as_deref().map(convert);
+        let affine =
+            Affine { weight: &weight, bias: &bias, eps: EPS, activation: self.activation, slopes: slopes.as_deref() };
         let mut y = vec![T::ZERO; x.len()];
         let (source, statistics) = match given {
             None => (Source::Batch, forward_train(self.sizes, &x, affine, &mut y).unwrap()),
@@ -72,11 +79,21 @@ impl Case {
                 (Source::Running, given.clone())
             }
         };
+        let new = match given {
+            None => forward_train_vec(self.sizes, &x, affine).unwrap().0,
+            Some(given) => forward_eval_vec(self.sizes, &x, affine, given).unwrap(),
+        };
+        assert!(same_bits(&new, &y));
         let (mut dx, mut dweight, mut dbias) =
             (vec![T::ZERO; x.len()], vec![T::ZERO; bias.len()], vec![T::ZERO; bias.len()]);
-        let gradients = Gradients { x: Some(&mut dx), weight: &mut dweight, bias: &mut dbias };
+        let mut dslopes = vec![T::ZERO; affine.slopes.map_or(0, <[T]>::len)];
+        let gradients = Gradients { x: Some(&mut dx), weight: &mut dweight, bias: &mut dbias, slopes: &mut dslopes };
         backward(self.sizes, &x, &y, &g, affine, &statistics, source, gradients).unwrap();
-        Results { y, dx, dweight, dbias, statistics, term: 0.0 }
+        let new = backward_vec(self.sizes, [&x, &y, &g], affine, &statistics, source, true).unwrap();
+        assert!(same_bits(new.x.as_deref().unwrap(), &dx));
+        let new = [new.weight, new.bias, new.slopes].concat();
+        assert!(same_bits(&new, &[dweight.as_slice(), &dbias, &dslopes].concat()));
+        Results { y, dx, dweight, dbias, dslopes, statistics, term: 0.0 }
     }
 
     /// The formulas of the module's page, term by term, in f64.
@@ -88,6 +105,7 @@ impl Case {
             dx: vec![0.0; self.x.len()],
             dweight: vec![0.0; channels],
             dbias: vec![0.0; channels],
+            dslopes: vec![0.0; self.slopes.as_ref().map_or(0, Vec::len)],
             statistics: Statistics { mean: vec![0.0; channels], var: vec![0.0; channels] },
             term: 0.0,
         };
@@ -105,8 +123,16 @@ impl Case {
             let masked: Vec<f64> = places
                 .iter()
                 .map(|i| {
-                    out.y[*i] = self.activation.apply((self.x[*i] - mean) * rstd * self.weight[c] + self.bias[c]);
-                    if self.activation.passes(out.y[*i]) { self.g[*i] } else { 0.0 }
+                    let z = (self.x[*i] - mean) * rstd * self.weight[c] + self.bias[c];
+                    if let Some(slopes) = &self.slopes {
+                        let slope = if slopes.len() == 1 { 0 } else { c };
+                        let factor = if z > 0.0 { 1.0 } else { slopes[slope] };
+                        out.dslopes[slope] += if z > 0.0 { 0.0 } else { self.g[*i] * z };
+                        out.y[*i] = factor * z;
+                        return factor * self.g[*i];
+                    }
+                    out.y[*i] = self.activation.apply(z);
+                    self.activation.gradient(z, out.y[*i], self.g[*i])
                 })
                 .collect();
             out.dbias[c] = masked.iter().sum();
@@ -122,6 +148,11 @@ impl Case {
     }
 }
 
+/// A NaN equals itself here.
+fn same_bits<T: Float>(a: &[T], b: &[T]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_f64().to_bits() == b.to_f64().to_bits())
+}
+
 fn compare<T: Float>(what: &str, got: &Results<T>, expected: &Results<f64>, tolerance: f64) {
     close(&format!("{what} mean"), &got.statistics.mean, &expected.statistics.mean, tolerance);
     close(&format!("{what} var"), &got.statistics.var, &expected.statistics.var, tolerance);
@@ -129,6 +160,7 @@ fn compare<T: Float>(what: &str, got: &Results<T>, expected: &Results<f64>, tole
     close_for(&format!("{what} dx"), &got.dx, &expected.dx, tolerance, expected.term);
     close(&format!("{what} dweight"), &got.dweight, &expected.dweight, tolerance);
     close(&format!("{what} dbias"), &got.dbias, &expected.dbias, tolerance);
+    close(&format!("{what} dslopes"), &got.dslopes, &expected.dslopes, tolerance);
 }
 
 #[test]
@@ -138,10 +170,12 @@ fn both_types_agree_with_the_formulas_for_every_length() {
     for (batch, channels, pixels) in
         [(1, 1, 2), (2, 1, 1), (1, 3, 7), (3, 5, 31), (2, 4, 32), (2, 3, 33), (1, 2, 4095), (2, 2, 4097), (3, 2, 9001)]
     {
-        for activation in [Activation::Identity, Activation::Relu, Activation::Relu6] {
+        let slopes = [Some(random(channels, 0.1, 0.3, 4)), Some(vec![-0.25])];
+        let prelu = slopes.map(|slopes| (Activation::Identity, slopes));
+        for (activation, slopes) in ACTIVATIONS.map(|activation| (activation, None)).into_iter().chain(prelu) {
             let sizes = Planes { batch, channels, pixels };
-            let case = Case::new(sizes, 0.7, activation);
-            let what = format!("{sizes:?} {activation:?}");
+            let case = Case { slopes, ..Case::new(sizes, 0.7, activation) };
+            let what = format!("{sizes:?} {activation:?} {:?}", case.slopes);
             compare(&what, &case.run::<f64>(None), &case.plain(None), 1e-12);
             let given = given(channels);
             compare(&what, &case.run::<f64>(Some(&given)), &case.plain(Some(&given)), 1e-12);
@@ -153,6 +187,7 @@ fn both_types_agree_with_the_formulas_for_every_length() {
                 g: exact(&case.g),
                 weight: exact(&case.weight),
                 bias: exact(&case.bias),
+                slopes: case.slopes.as_deref().map(exact),
                 ..case
             };
             compare(&what, &exact.run::<f32>(None), &exact.plain(None), 3e-6);
@@ -160,7 +195,7 @@ fn both_types_agree_with_the_formulas_for_every_length() {
             cases += 1;
         }
     }
-    assert_eq!(cases, 27);
+    assert_eq!(cases, 63);
 }
 
 #[test]
@@ -184,7 +219,7 @@ fn a_mean_far_above_the_deviation_costs_no_digits() {
 fn a_channel_of_two_values_is_normalised_by_hand() {
     // Values 1 and 3: mean 2, variance 1; with eps → 0: −1 and 1; times 2 plus 1: −1 and 3; ReLU: 0 and 3.
     let sizes = Planes { batch: 2, channels: 1, pixels: 1 };
-    let affine = Affine { weight: &[2.0], bias: &[1.0], eps: 1e-300, activation: Activation::Relu };
+    let affine = Affine { weight: &[2.0], bias: &[1.0], eps: 1e-300, activation: Activation::Relu, slopes: None };
     let mut y = [0.0; 2];
     let statistics = forward_train(sizes, &[1.0, 3.0], affine, &mut y).unwrap();
     assert_eq!(y, [0.0, 3.0]);
@@ -219,7 +254,7 @@ fn results_are_the_same_bits_for_any_number_of_threads() {
 
 #[test]
 fn a_nan_stays_visible() {
-    for activation in [Activation::Identity, Activation::Relu, Activation::Relu6] {
+    for activation in ACTIVATIONS {
         let mut case = Case::new(Planes { batch: 1, channels: 2, pixels: 40 }, 0.0, activation);
         case.x[3] = f64::NAN;
         let got = case.run::<f32>(None);
@@ -231,7 +266,7 @@ fn a_nan_stays_visible() {
 #[test]
 fn wrong_lengths_are_refused_by_name() {
     let sizes = Planes { batch: 1, channels: 2, pixels: 2 };
-    let affine = Affine { weight: &[1.0; 2], bias: &[1.0f32; 2], eps: EPS, activation: Activation::Relu };
+    let affine = Affine { weight: &[1.0; 2], bias: &[1.0f32; 2], eps: EPS, activation: Activation::Relu, slopes: None };
     let forward = |x: &[f32], affine, y: &mut [f32]| forward_train(sizes, x, affine, y).unwrap_err().to_string();
     assert_eq!(forward(&[0.0; 3], affine, &mut [0.0; 4]), "batch_norm: x has 3 elements, expected 4");
     assert_eq!(forward(&[0.0; 4], affine, &mut [0.0; 5]), "batch_norm: output has 5 elements, expected 4");

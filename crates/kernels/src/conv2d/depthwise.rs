@@ -4,11 +4,15 @@
 //! once. A plane is copied with its zero border (and split by stride remainders) into a buffer that stays in the cache.
 //! There a tap is an offset, so several output rows, border columns included, are computed as one long row.
 
+use std::mem::MaybeUninit;
+
 use super::Conv2dShape;
 use super::input_gradient::{classes, interleave};
 use super::lowering::{Border, kernel_taps};
 use super::scratch::with_buffer;
-use crate::gemm::target;
+use crate::activation::BLOCK;
+use crate::fresh::write_copy;
+use crate::gemm::Simd;
 use crate::parallel::{Shared, for_each_task};
 use crate::simd::multiversion;
 
@@ -17,7 +21,9 @@ const PLANES: usize = 4;
 /// Elements of a long row at least: its buffer stays in the first-level cache.
 const LONG_ROW: usize = 1024;
 /// Vector lanes of the sums of products.
-const LANES: usize = 16;
+const LANES: usize = 8;
+/// Taps that are summed in one pass at most: as many vectors as stay in registers.
+const MOST_TAPS: usize = 9;
 
 /// True where this algorithm can compute the shape.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {
@@ -63,39 +69,77 @@ multiversion! {
     }
 }
 
-#[inline(always)]
-fn products_of<const TAPS: usize>(grad: &[f32], copy: &[f32], offsets: &[usize], sums: &mut [f64]) {
-    let grad = grad.as_chunks::<LANES>().0;
-    let rows: [&[[f32; LANES]]; TAPS] =
-        std::array::from_fn(|tap| &copy[offsets[tap]..].as_chunks::<LANES>().0[..grad.len()]);
-    let mut lanes = [[0f32; LANES]; TAPS];
-    for index in 0..grad.len() {
-        for tap in 0..TAPS {
-            for lane in 0..LANES {
-                lanes[tap][lane] += grad[index][lane] * rows[tap][index][lane];
-            }
+/// sums[t] += Σ_j grad[j] · copy[offsets[t] + j]; the length of `grad` is a multiple of 8.
+fn add_products(simd: Simd, grad: &[f32], copy: &[f32], offsets: &[usize], sums: &mut [f64]) {
+    for (offsets, sums) in offsets.chunks(MOST_TAPS).zip(sums.chunks_mut(MOST_TAPS)) {
+        match offsets.len() {
+            1 => products_of::<1>(simd, grad, copy, offsets, sums),
+            2 => products_of::<2>(simd, grad, copy, offsets, sums),
+            3 => products_of::<3>(simd, grad, copy, offsets, sums),
+            4 => products_of::<4>(simd, grad, copy, offsets, sums),
+            5 => products_of::<5>(simd, grad, copy, offsets, sums),
+            6 => products_of::<6>(simd, grad, copy, offsets, sums),
+            7 => products_of::<7>(simd, grad, copy, offsets, sums),
+            8 => products_of::<8>(simd, grad, copy, offsets, sums),
+            _ => products_of::<MOST_TAPS>(simd, grad, copy, offsets, sums),
         }
-    }
-    for (sum, lanes) in sums.iter_mut().zip(lanes) {
-        *sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
     }
 }
 
-multiversion! {
-    /// sums[t] += Σ_j grad[j] · copy[offsets[t] + j]; the length of `grad` is a multiple of 16.
-    fn add_products(grad: &[f32], copy: &[f32], offsets: &[usize], sums: &mut [f64]) {
-        let mut tap = 0;
-        while tap < offsets.len() {
-            let (offsets, sums) = (&offsets[tap..], &mut sums[tap..]);
-            if offsets.len() >= 3 {
-                products_of::<3>(grad, copy, offsets, sums);
-                tap += 3;
-            } else {
-                products_of::<1>(grad, copy, offsets, sums);
-                tap += 1;
-            }
+/// One vector of partial sums for each tap, in f64 after each block.
+fn products_of<const TAPS: usize>(simd: Simd, grad: &[f32], copy: &[f32], offsets: &[usize], sums: &mut [f64]) {
+    for (index, grad) in grad.chunks(BLOCK).enumerate() {
+        let grad = grad.as_chunks::<LANES>().0;
+        let rows: [&[[f32; LANES]]; TAPS] =
+            std::array::from_fn(|tap| &copy[offsets[tap] + index * BLOCK..].as_chunks::<LANES>().0[..grad.len()]);
+        let lanes = match simd {
+            Simd::Portable => products_portable(grad, rows),
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "detection stands behind this variant")]
+            // SAFETY: this variant exists only where AVX2 and FMA were found.
+            Simd::Avx2(_) => unsafe { products_avx2(grad, rows) },
+        };
+        for (sum, lanes) in sums.iter_mut().zip(lanes) {
+            *sum += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
         }
     }
+}
+
+fn products_portable<const TAPS: usize>(grad: &[[f32; LANES]], rows: [&[[f32; LANES]]; TAPS]) -> [[f32; LANES]; TAPS] {
+    rows.map(|row| {
+        let mut lanes = [0f32; LANES];
+        for (grad, row) in grad.iter().zip(row) {
+            for lane in 0..LANES {
+                lanes[lane] += grad[lane] * row[lane];
+            }
+        }
+        lanes
+    })
+}
+
+/// All taps in one pass: nine sums in registers hide the latency of the additions.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "vector loads and stores of whole arrays")]
+#[target_feature(enable = "avx2,fma")]
+fn products_avx2<const TAPS: usize>(grad: &[[f32; LANES]], rows: [&[[f32; LANES]]; TAPS]) -> [[f32; LANES]; TAPS] {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+    assert!(rows.iter().all(|row| row.len() == grad.len()));
+    let mut sums = [_mm256_setzero_ps(); TAPS];
+    for (index, grad) in grad.iter().enumerate() {
+        // SAFETY: an array of 8 elements.
+        let grad = unsafe { _mm256_loadu_ps(grad.as_ptr()) };
+        for tap in 0..TAPS {
+            // SAFETY: all rows have as many arrays as `grad` by the assertion, and an array has 8 elements.
+            let row = unsafe { _mm256_loadu_ps(rows[tap].get_unchecked(index).as_ptr()) };
+            sums[tap] = _mm256_fmadd_ps(grad, row, sums[tap]);
+        }
+    }
+    let mut lanes = [[0f32; LANES]; TAPS];
+    for (lanes, sum) in lanes.iter_mut().zip(sums) {
+        // SAFETY: an array of 8 elements.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+    }
+    lanes
 }
 
 /// Calls `body` with ranges of rows whose long row has about [`LONG_ROW`] elements.
@@ -106,8 +150,14 @@ fn for_long_rows(rows: usize, row_step: usize, mut body: impl FnMut(std::ops::Ra
     }
 }
 
-/// The output, bias included.
-pub(super) fn forward(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+/// The output, bias included; every element of `y` is written.
+pub(super) fn forward(
+    shape: &Conv2dShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [MaybeUninit<f32>],
+) {
     let out = [shape.out_height(), shape.out_width()];
     let taps = kernel_taps(shape);
     let border = Border::new([shape.in_height, shape.in_width], shape.padding, shape.stride, out, &taps);
@@ -133,7 +183,7 @@ pub(super) fn forward(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Opti
                         long.fill(bias.map_or(0.0, |bias| bias[k]));
                         add_taps(&copy[rows.start * step..], &offsets, factors, long);
                         for (y, long) in y[rows.start * out[1]..].chunks_exact_mut(out[1]).zip(long.chunks(step)) {
-                            y.copy_from_slice(&long[..out[1]]);
+                            write_copy(y, &long[..out[1]]);
                         }
                     });
                 }
@@ -143,7 +193,8 @@ pub(super) fn forward(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Opti
 }
 
 /// The gradient of the input: each class of input pixels by remainder is a sum of shifted rows of the output gradient.
-pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32], grad_x: &mut [f32]) {
+/// Every element of `grad_x` is written.
+pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32], grad_x: &mut [MaybeUninit<f32>]) {
     let (classes, before) = classes(shape);
     let [stride_rows, stride] = shape.stride;
     let [class_rows, class_width] = [shape.in_height.div_ceil(stride_rows), shape.in_width.div_ceil(stride)];
@@ -156,7 +207,7 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
     let multiplier = shape.group_out_channels();
     let planes = shape.batch * shape.in_channels;
     let step = border.row_step();
-    let grad_x = target(grad_x);
+    let grad_x = Shared::new(grad_x);
     for_each_task(planes.div_ceil(PLANES), |task| {
         let copies_len = multiplier * border.plane_len();
         with_buffer(copies_len + stride * (LONG_ROW + step), |buffer| {
@@ -201,7 +252,7 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
 }
 
 /// The gradient of the weight.
-pub(super) fn backward_weight(shape: &Conv2dShape, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
+pub(super) fn backward_weight(simd: Simd, shape: &Conv2dShape, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
     let out = [shape.out_height(), shape.out_width()];
     let taps = kernel_taps(shape);
     let border = Border::new([shape.in_height, shape.in_width], shape.padding, shape.stride, out, &taps);
@@ -213,31 +264,35 @@ pub(super) fn backward_weight(shape: &Conv2dShape, x: &[f32], grad_y: &[f32], gr
     // The output gradient in the layout of the copy: zeros between the rows and after the last.
     let long_len = (out[0] * step).next_multiple_of(LANES);
     let copy_len = border.plane_len() + step + LANES;
+    let per_task = PLANES.div_ceil(shape.batch);
     let grad_weight = Shared::new(grad_weight);
-    for_each_task(shape.in_channels, |c| {
-        #[allow(unsafe_code, reason = "tasks write disjoint filters")]
-        // SAFETY: the filters of an input channel belong to one task.
-        let grad_weight = unsafe { grad_weight.part(c * multiplier * filter, multiplier * filter) };
+    for_each_task(shape.in_channels.div_ceil(per_task), |task| {
         let mut sums = vec![0f64; multiplier * filter];
         with_buffer(copy_len + long_len, |buffer| {
             // Elements that are read but multiplied by zero must not be NaN.
             buffer.fill(0.0);
             let (copy, long) = buffer.split_at_mut(copy_len);
-            for n in 0..shape.batch {
-                let from = (n * shape.in_channels + c) * plane;
-                border.copy_plane(&x[from..from + plane], &mut copy[..border.plane_len()]);
-                for (k, sums) in sums.chunks_exact_mut(filter).enumerate() {
-                    let from = (n * shape.out_channels + c * multiplier + k) * out_plane;
-                    let grad_y = grad_y[from..from + out_plane].chunks_exact(out[1]);
-                    for (long, grad_y) in long.chunks_mut(step).zip(grad_y) {
-                        long[..out[1]].copy_from_slice(grad_y);
+            for c in task * per_task..((task + 1) * per_task).min(shape.in_channels) {
+                sums.fill(0.0);
+                for n in 0..shape.batch {
+                    let from = (n * shape.in_channels + c) * plane;
+                    border.copy_plane(&x[from..from + plane], &mut copy[..border.plane_len()]);
+                    for (k, sums) in sums.chunks_exact_mut(filter).enumerate() {
+                        let from = (n * shape.out_channels + c * multiplier + k) * out_plane;
+                        let grad_y = grad_y[from..from + out_plane].chunks_exact(out[1]);
+                        for (long, grad_y) in long.chunks_mut(step).zip(grad_y) {
+                            long[..out[1]].copy_from_slice(grad_y);
+                        }
+                        add_products(simd, long, copy, &offsets, sums);
                     }
-                    add_products(long, copy, &offsets, sums);
+                }
+                #[allow(unsafe_code, reason = "tasks write disjoint filters")]
+                // SAFETY: the filters of an input channel belong to one task.
+                let out = unsafe { grad_weight.part(c * multiplier * filter, multiplier * filter) };
+                for (out, sum) in out.iter_mut().zip(&sums) {
+                    *out = *sum as f32;
                 }
             }
         });
-        for (out, sum) in grad_weight.iter_mut().zip(sums) {
-            *out = sum as f32;
-        }
     });
 }

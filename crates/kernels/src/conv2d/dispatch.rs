@@ -5,13 +5,16 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient, winograd};
-use crate::gemm::{Simd, uninit};
+use crate::fresh::{uninit, written};
+use crate::gemm::Simd;
 use crate::{Float, Result};
 
 /// The passes, for arguments that have been checked.
 pub trait Passes: Float {
     /// The fastest algorithm for the shape.
     fn choose(shape: &Conv2dShape) -> Algorithm;
+    /// The fastest algorithm for the gradient of the input.
+    fn choose_input_gradient(shape: &Conv2dShape) -> Algorithm;
     /// The output.
     fn forward(
         algorithm: Algorithm,
@@ -46,22 +49,9 @@ pub trait Passes: Float {
     /// The gradient of the input by the fastest algorithm, in a new vector.
     fn backward_input_vec(shape: &Conv2dShape, weight: &[Self], grad_y: &[Self]) -> Result<Vec<Self>> {
         let mut grad_x = vec![Self::ZERO; shape.input_len()];
-        Self::backward_input(Self::choose(shape), shape, weight, grad_y, &mut grad_x)?;
+        Self::backward_input(Self::choose_input_gradient(shape), shape, weight, grad_y, &mut grad_x)?;
         Ok(grad_x)
     }
-}
-
-/// A vector of `len` elements that `fill` writes.
-///
-/// # Safety
-/// `fill` writes every element.
-#[allow(unsafe_code, reason = "new memory is not cleared first, which would cost as much as a thin convolution")]
-unsafe fn written(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
-    let mut elements = Vec::with_capacity(len);
-    fill(&mut elements.spare_capacity_mut()[..len]);
-    // SAFETY: the capacity is at least `len`, and `fill` has written the first `len` elements by contract.
-    unsafe { elements.set_len(len) };
-    elements
 }
 
 /// The algorithm of f32 passes.
@@ -80,32 +70,47 @@ impl Passes for f32 {
         Algorithm::choose(shape)
     }
 
-    #[allow(unsafe_code, reason = "the matrix product writes its whole output")]
-    fn forward_vec(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Result<Vec<f32>> {
-        let algorithm = Self::choose(shape);
-        if algorithm == Algorithm::Gemm {
-            let fill = |y: &mut [MaybeUninit<f32>]| implicit::forward(Simd::detect(), shape, x, weight, bias, y);
-            // SAFETY: its blocks cover all rows and columns of every group and image.
-            return Ok(unsafe { written(shape.output_len(), fill) });
+    fn choose_input_gradient(shape: &Conv2dShape) -> Algorithm {
+        match Self::choose(shape) {
+            // A product of depth 9, where Winograd would fill its one channel up to a block of 16.
+            Algorithm::Winograd if shape.out_channels == 1 => Algorithm::Gemm,
+            other => other,
         }
-        let mut y = vec![0.0; shape.output_len()];
-        Self::forward(algorithm, shape, x, weight, bias, &mut y)?;
-        Ok(y)
     }
 
-    #[allow(unsafe_code, reason = "the matrix product writes its whole output")]
-    fn backward_input_vec(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]) -> Result<Vec<f32>> {
-        let algorithm = Self::choose(shape);
-        if algorithm == Algorithm::Gemm {
-            let fill = |grad_x: &mut [MaybeUninit<f32>]| {
-                input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, grad_x)
-            };
-            // SAFETY: the remainder classes cover all pixels, taps or no taps.
-            return Ok(unsafe { written(shape.input_len(), fill) });
+    #[allow(unsafe_code, reason = "these algorithms write their whole output")]
+    fn forward_vec(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Result<Vec<f32>> {
+        let fill = |y: &mut [MaybeUninit<f32>]| match Self::choose(shape) {
+            Algorithm::Depthwise => depthwise::forward(shape, x, weight, bias, y),
+            _ => implicit::forward(Simd::detect(), shape, x, weight, bias, y),
+        };
+        match Self::choose(shape) {
+            // SAFETY: the blocks of the product cover all rows and columns of every group and image; the row loops
+            // every row of every plane.
+            Algorithm::Gemm | Algorithm::Depthwise => Ok(unsafe { written(shape.output_len(), fill) }.0),
+            algorithm => {
+                let mut y = vec![0.0; shape.output_len()];
+                Self::forward(algorithm, shape, x, weight, bias, &mut y)?;
+                Ok(y)
+            }
         }
-        let mut grad_x = vec![0.0; shape.input_len()];
-        Self::backward_input(algorithm, shape, weight, grad_y, &mut grad_x)?;
-        Ok(grad_x)
+    }
+
+    #[allow(unsafe_code, reason = "these algorithms write their whole output")]
+    fn backward_input_vec(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]) -> Result<Vec<f32>> {
+        let fill = |grad_x: &mut [MaybeUninit<f32>]| match Self::choose_input_gradient(shape) {
+            Algorithm::Depthwise => depthwise::backward_input(shape, weight, grad_y, grad_x),
+            _ => input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, grad_x),
+        };
+        match Self::choose_input_gradient(shape) {
+            // SAFETY: the remainder classes cover all pixels of every plane, taps or no taps.
+            Algorithm::Gemm | Algorithm::Depthwise => Ok(unsafe { written(shape.input_len(), fill) }.0),
+            algorithm => {
+                let mut grad_x = vec![0.0; shape.input_len()];
+                Self::backward_input(algorithm, shape, weight, grad_y, &mut grad_x)?;
+                Ok(grad_x)
+            }
+        }
     }
 
     fn forward(
@@ -118,7 +123,9 @@ impl Passes for f32 {
     ) -> Result<()> {
         match algorithm {
             Algorithm::Reference => reference::forward(shape, x, weight, bias, y),
-            Algorithm::Depthwise if depthwise::applies(shape) => depthwise::forward(shape, x, weight, bias, y),
+            Algorithm::Depthwise if depthwise::applies(shape) => {
+                depthwise::forward(shape, x, weight, bias, uninit(y));
+            }
             Algorithm::Gemm => implicit::forward(Simd::detect(), shape, x, weight, bias, uninit(y)),
             Algorithm::Winograd if winograd::applies(shape) => {
                 winograd::forward(shape, x, weight, y);
@@ -139,7 +146,7 @@ impl Passes for f32 {
         match algorithm {
             Algorithm::Reference => reference::backward_input(shape, weight, grad_y, grad_x),
             Algorithm::Depthwise if depthwise::applies(shape) => {
-                depthwise::backward_input(shape, weight, grad_y, grad_x);
+                depthwise::backward_input(shape, weight, grad_y, uninit(grad_x));
             }
             Algorithm::Gemm => {
                 input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, uninit(grad_x));
@@ -162,7 +169,7 @@ impl Passes for f32 {
         match algorithm {
             Algorithm::Reference => reference::backward_weight(shape, x, grad_y, grad_weight),
             Algorithm::Depthwise if depthwise::applies(shape) => {
-                depthwise::backward_weight(shape, x, grad_y, grad_weight);
+                depthwise::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight);
             }
             Algorithm::Gemm => weight_gradient::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight),
             Algorithm::Winograd if winograd::applies(shape) => {
@@ -176,6 +183,10 @@ impl Passes for f32 {
 
 impl Passes for f64 {
     fn choose(_shape: &Conv2dShape) -> Algorithm {
+        Algorithm::Reference
+    }
+
+    fn choose_input_gradient(_shape: &Conv2dShape) -> Algorithm {
         Algorithm::Reference
     }
 

@@ -156,7 +156,7 @@ pub(super) fn with_input_view(
     let out = [shape.out_height(), shape.out_width()];
     let plane = shape.in_height * shape.in_width;
     let channels = shape.group_in_channels();
-    if shape.padding == [0, 0] && shape.stride[1] == 1 {
+    if shape.padding == [0, 0] && shape.extra_padding == [0, 0] && shape.stride[1] == 1 {
         let view = View {
             elements: &x[group * channels * plane..],
             image_stride: shape.in_channels * plane,

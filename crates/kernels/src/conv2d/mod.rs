@@ -122,7 +122,7 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
 /// As [`forward`].
 pub fn backward_input<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y: &[T], grad_x: &mut [T]) -> Result<()> {
     shape.check()?;
-    backward_input_with(T::choose(shape), shape, weight, grad_y, grad_x)
+    backward_input_with(T::choose_input_gradient(shape), shape, weight, grad_y, grad_x)
 }
 
 /// [`backward_input`] by the algorithm named.

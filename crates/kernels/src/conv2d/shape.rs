@@ -26,6 +26,8 @@ pub struct Conv2dShape {
     pub stride: [usize; 2],
     /// Zeros put before the first and after the last input row or column.
     pub padding: [usize; 2],
+    /// Zeros put after the last input row or column beyond `padding`: TensorFlow's "SAME" needs one more there.
+    pub extra_padding: [usize; 2],
     /// Input pixels from one kernel tap to the next, ≥ 1.
     pub dilation: [usize; 2],
     /// Groups of channels that do not see each other, ≥ 1; `in_channels` of them with as many outputs is depthwise.
@@ -48,6 +50,7 @@ impl Conv2dShape {
             kernel,
             stride: [1, 1],
             padding: [0, 0],
+            extra_padding: [0, 0],
             dilation: [1, 1],
             groups: 1,
         };
@@ -94,6 +97,7 @@ impl Conv2dShape {
                 .ok_or_else(too_large)?;
             let padded = self.padding[axis]
                 .checked_mul(2)
+                .and_then(|padding| padding.checked_add(self.extra_padding[axis]))
                 .and_then(|padding| padding.checked_add(size))
                 .ok_or_else(too_large)?;
             if extent > padded {
@@ -120,7 +124,8 @@ impl Conv2dShape {
     }
 
     fn out_size(&self, axis: usize, size: usize) -> usize {
-        (size + 2 * self.padding[axis] - self.dilation[axis] * (self.kernel[axis] - 1) - 1) / self.stride[axis] + 1
+        let padded = size + 2 * self.padding[axis] + self.extra_padding[axis];
+        (padded - self.dilation[axis] * (self.kernel[axis] - 1) - 1) / self.stride[axis] + 1
     }
 
     /// Rows of the output. Call [`Conv2dShape::check`] first.

@@ -3,7 +3,8 @@
 use dsd_random::Stream;
 
 use super::*;
-use crate::gemm::{Simd, uninit};
+use crate::fresh::uninit;
+use crate::gemm::Simd;
 
 /// The largest error of an f32 pass, relative to the largest value.
 const TOLERANCE: f64 = 3e-6;
@@ -14,6 +15,7 @@ struct Setting {
     kernel: [usize; 2],
     stride: [usize; 2],
     padding: [usize; 2],
+    extra_padding: [usize; 2],
     dilation: [usize; 2],
     groups: usize,
 }
@@ -21,8 +23,20 @@ struct Setting {
 impl Setting {
     fn shape(&self) -> Conv2dShape {
         let [batch, in_channels, in_height, in_width] = self.input;
-        let &Self { out_channels, kernel, stride, padding, dilation, groups, .. } = self;
-        Conv2dShape { batch, in_channels, in_height, in_width, out_channels, kernel, stride, padding, dilation, groups }
+        let &Self { out_channels, kernel, stride, padding, extra_padding, dilation, groups, .. } = self;
+        Conv2dShape {
+            batch,
+            in_channels,
+            in_height,
+            in_width,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            extra_padding,
+            dilation,
+            groups,
+        }
     }
 }
 
@@ -33,7 +47,7 @@ const fn setting(
     [stride, padding, dilation]: [[usize; 2]; 3],
     groups: usize,
 ) -> Setting {
-    Setting { input, out_channels, kernel, stride, padding, dilation, groups }
+    Setting { input, out_channels, kernel, stride, padding, extra_padding: [0, 0], dilation, groups }
 }
 
 const SETTINGS: [Setting; 30] = [
@@ -69,6 +83,34 @@ const SETTINGS: [Setting; 30] = [
     setting([1, 70, 6, 6], 260, [3, 3], [[1, 1], [0, 0], [1, 1]], 1),
 ];
 
+/// What TensorFlow calls "SAME": ⌈size / stride⌉ outputs, the odd zero after the last pixel. With stride 1 that would be
+/// symmetric, so there the zeros after the image are more than it says.
+fn same(size: usize, kernel: usize, stride: usize, dilation: usize) -> (usize, usize) {
+    let extent = (kernel - 1) * dilation + 1;
+    let zeros = ((size.div_ceil(stride) - 1) * stride + extent).saturating_sub(size);
+    (zeros / 2, if stride == 1 { 1 + size % 2 } else { zeros % 2 })
+}
+
+/// [`SETTINGS`], and every stride, kernel and dilation of the networks with zeros after the image only.
+fn shapes() -> Vec<Conv2dShape> {
+    let mut shapes: Vec<Conv2dShape> = SETTINGS.iter().map(Setting::shape).collect();
+    for case in 0..64 {
+        let pick = |bit: usize| case >> bit & 1;
+        let (stride, kernel, dilation) = (1 + pick(0), 3 + 2 * pick(1), 1 + pick(2));
+        let [height, width] = [[11, 14], [12, 9]][pick(3)];
+        let [(top, below), (left, right)] = [height, width].map(|size| same(size, kernel, stride, dilation));
+        let padding = [[top, left], [0, 0]][pick(5)];
+        let (channels, filters, groups) = [(18, 20, 1), (5, 5, 5)][pick(4)];
+        let options = [[stride; 2], padding, [dilation; 2]];
+        let plain = setting([2, channels, height, width], filters, [kernel; 2], options, groups);
+        shapes.push(Setting { extra_padding: [below, right], ..plain }.shape());
+    }
+    shapes
+}
+
+/// The shapes that [`shapes`] must give, so that none is lost.
+const SHAPES: usize = SETTINGS.len() + 64;
+
 fn draw(stream: &mut Stream, len: usize) -> (Vec<f32>, Vec<f64>) {
     let narrow: Vec<f32> = (0..len).map(|_| stream.normal() as f32).collect();
     let wide = narrow.iter().map(|&value| f64::from(value)).collect();
@@ -96,8 +138,7 @@ struct Data {
 
 fn check(what: &str, passes: &Passes<'_>, takes: impl Fn(&Conv2dShape) -> bool) -> usize {
     let mut count = 0;
-    for (index, setting) in SETTINGS.iter().enumerate() {
-        let shape = setting.shape();
+    for (index, shape) in shapes().into_iter().enumerate() {
         shape.check().unwrap();
         if !takes(&shape) {
             continue;
@@ -134,12 +175,12 @@ fn by_algorithm(algorithm: Algorithm) -> impl Fn(&Conv2dShape, &Data, &mut [f32]
 
 #[test]
 fn the_f32_formula_agrees_with_f64() {
-    assert_eq!(check("reference", &by_algorithm(Algorithm::Reference), |_| true), SETTINGS.len());
+    assert_eq!(check("reference", &by_algorithm(Algorithm::Reference), |_| true), SHAPES);
 }
 
 #[test]
 fn matrix_products_agree_with_the_formula() {
-    assert_eq!(check("gemm", &by_algorithm(Algorithm::Gemm), |_| true), SETTINGS.len());
+    assert_eq!(check("gemm", &by_algorithm(Algorithm::Gemm), |_| true), SHAPES);
 }
 
 #[test]
@@ -149,13 +190,13 @@ fn portable_matrix_products_agree_with_the_formula() {
         input_gradient::backward_input(Simd::Portable, shape, &data.weight, &data.grad_y, uninit(grad_x));
         weight_gradient::backward_weight(Simd::Portable, shape, &data.x, &data.grad_y, grad_weight);
     };
-    assert_eq!(check("portable gemm", &passes, |_| true), SETTINGS.len());
+    assert_eq!(check("portable gemm", &passes, |_| true), SHAPES);
 }
 
 #[test]
 fn row_loops_agree_with_the_formula() {
     let takes = |shape: &Conv2dShape| shape.group_in_channels() == 1;
-    assert!(check("depthwise", &by_algorithm(Algorithm::Depthwise), takes) >= 6);
+    assert!(check("depthwise", &by_algorithm(Algorithm::Depthwise), takes) >= 6 + 32);
 }
 
 #[test]
@@ -163,7 +204,7 @@ fn the_chosen_algorithm_agrees_with_the_formula() {
     let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
         by_algorithm(dispatch::choose(shape, true))(shape, data, y, grad_x, grad_weight);
     };
-    assert_eq!(check("chosen", &passes, |_| true), SETTINGS.len());
+    assert_eq!(check("chosen", &passes, |_| true), SHAPES);
 }
 
 #[test]
@@ -171,8 +212,7 @@ fn one_thread_and_many_give_the_same_bits() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut bits = Vec::new();
-        for (index, setting) in SETTINGS.iter().enumerate() {
-            let shape = setting.shape();
+        for (index, shape) in shapes().into_iter().enumerate() {
             let mut stream = Stream::new(4, "conv2d", 0, index as u64);
             let mut next = |len: usize| draw(&mut stream, len).0;
             let (x, weight, bias) = (next(shape.input_len()), next(shape.weight_len()), next(shape.out_channels));
@@ -205,6 +245,47 @@ fn a_box_filter_counts_the_pixels_inside() {
     let mut grad_bias = [0f32; 1];
     backward_bias(&shape, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &mut grad_bias).unwrap();
     assert_eq!(grad_bias, [21.0]);
+}
+
+#[test]
+fn extra_padding_is_zeros_after_the_last_row_and_column() {
+    let mut count = 0;
+    for shape in shapes().into_iter().filter(|shape| shape.extra_padding != [0, 0]) {
+        let [below, right] = shape.extra_padding;
+        let (height, width) = (shape.in_height + below, shape.in_width + right);
+        let larger = Conv2dShape { in_height: height, in_width: width, extra_padding: [0, 0], ..shape };
+        assert!(!winograd::applies(&shape));
+        let mut stream = Stream::new(5, "conv2d", 0, count);
+        let mut next = |len: usize| draw(&mut stream, len).1;
+        let (x, weight, grad_y) = (next(shape.input_len()), next(shape.weight_len()), next(shape.output_len()));
+        let mut framed = vec![0.0; larger.input_len()];
+        for (framed, x) in framed.chunks_mut(height * width).zip(x.chunks(shape.in_height * shape.in_width)) {
+            for (framed, x) in framed.chunks_mut(width).zip(x.chunks(shape.in_width)) {
+                framed[..shape.in_width].copy_from_slice(x);
+            }
+        }
+        assert_eq!(
+            forward_vec(&shape, &x, &weight, None).unwrap(),
+            forward_vec(&larger, &framed, &weight, None).unwrap(),
+            "{shape:?}"
+        );
+        let gradient = |shape: &Conv2dShape, x: &[f64]| {
+            let mut grad_weight = vec![f64::NAN; shape.weight_len()];
+            backward_weight(shape, x, &grad_y, &mut grad_weight).unwrap();
+            grad_weight
+        };
+        let (got, expected) = (gradient(&shape, &x), gradient(&larger, &framed));
+        assert!(got.iter().zip(&expected).all(|(got, expected)| (got - expected).abs() < 1e-11), "{shape:?}");
+        let grad_x = backward_input_vec(&shape, &weight, &grad_y).unwrap();
+        let framed = backward_input_vec(&larger, &weight, &grad_y).unwrap();
+        for (grad_x, framed) in grad_x.chunks(shape.in_height * shape.in_width).zip(framed.chunks(height * width)) {
+            for (grad_x, framed) in grad_x.chunks(shape.in_width).zip(framed.chunks(width)) {
+                assert_eq!(grad_x, &framed[..shape.in_width], "{shape:?}");
+            }
+        }
+        count += 1;
+    }
+    assert!(count >= 48, "{count} shapes with extra padding");
 }
 
 #[test]

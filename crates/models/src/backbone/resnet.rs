@@ -22,8 +22,7 @@ use crate::layers::{Conv2dConfig, ConvBn};
 use crate::{Error, Feature, Mode, Result};
 
 /// Which ResNet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResNetDepth {
     /// Basic blocks 2, 2, 2, 2.
     ResNet18,
@@ -247,6 +246,6 @@ impl Block {
             Some(layer) => layer.forward(x, mode)?,
             None => x.clone(),
         };
-        Ok(dsd_ops::relu(&(residual + shortcut)?)?)
+        Ok(dsd_ops::add_relu(&residual, &shortcut)?)
     }
 }

@@ -1,10 +1,16 @@
 //! Decoders: from the features of a backbone to the one that is classified.
 
+mod aspp;
+mod fcn;
+mod lraspp;
 mod pspnet;
 
+pub use aspp::{Aspp, AsppConfig};
+pub use fcn::Reduction;
+pub use lraspp::{LrAspp, LrAsppConfig};
 pub use pspnet::{PYRAMID_BINS, PyramidPooling, PyramidPoolingConfig};
 
-use crate::{Feature, Mode, Result};
+use crate::{Error, Feature, Mode, Result};
 
 /// A network that merges the features of a backbone.
 pub trait Decoder: Send + Sync {
@@ -16,4 +22,9 @@ pub trait Decoder: Send + Sync {
 
     /// Channels of the result.
     fn out_channels(&self) -> usize;
+}
+
+/// The feature that all decoders start from: the last.
+fn deepest(features: &[Feature]) -> Result<&Feature> {
+    features.last().ok_or_else(|| Error::config("backbone", "at least one feature", 0))
 }

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use dsd_ops::Activation;
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, deepest};
 use crate::layers::{Conv2dConfig, ConvBn, Dropout2d};
 use crate::{Error, Feature, Mode, Result};
 
@@ -65,13 +65,11 @@ impl PyramidPooling {
 
 impl Decoder for PyramidPooling {
     fn forward(&self, features: &[Feature], mode: Mode) -> Result<Feature> {
-        let Some(Feature { stride, tensor: deepest, .. }) = features.last() else {
-            return Err(Error::config("backbone", "at least one feature", 0));
-        };
-        let (_, _, height, width) = dsd_ops::check::nchw("pyramid pooling", "feature", deepest)?;
-        let mut parts = vec![deepest.clone()];
+        let Feature { stride, tensor, .. } = deepest(features)?;
+        let (_, _, height, width) = dsd_ops::check::nchw("pyramid pooling", "feature", tensor)?;
+        let mut parts = vec![tensor.clone()];
         for (bins, layer) in &self.branches {
-            let pooled = dsd_ops::adaptive_avg_pool2d(deepest, [*bins; 2])?; // [N,C,bins,bins]
+            let pooled = dsd_ops::adaptive_avg_pool2d(tensor, [*bins; 2])?; // [N,C,bins,bins]
             let reduced = layer.forward(&pooled, mode)?; // [N,head,bins,bins]
             parts.push(dsd_ops::resize_bilinear(&reduced, [height, width], true)?);
         }

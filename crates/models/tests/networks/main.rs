@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod enet;
+mod espnet;
 mod every_variant;
 mod learning;
 mod pytorch;
@@ -10,23 +12,31 @@ mod saved;
 mod variants;
 
 use candle_core::{DType, Device, Tensor};
-use dsd_models::{ModelConfig, Output, ParamStore, Segmenter, Variant, build, variants};
+use dsd_models::{ModelConfig, Output, ParamStore, Segmenter, build, variant, variants};
 use dsd_ops::CrossEntropyOptions;
 use dsd_random::Stream;
 
 pub(crate) const CLASSES: usize = 3;
+const VARIANTS: usize = 16;
 
-/// The variant with few channels, and otherwise as it is.
-pub(crate) fn small(variant: &Variant) -> ModelConfig {
-    match variant.config {
-        ModelConfig::Pspnet(mut config) => {
-            config.width /= 8.0;
-            config.head_channels = 8;
-            ModelConfig::Pspnet(config)
+/// A network with few channels, and otherwise as it is.
+pub(crate) fn small(mut config: ModelConfig) -> ModelConfig {
+    if let Some(settings) = config.encoder_decoder_mut() {
+        settings.width /= 8.0;
+        settings.head_channels = 8;
+    }
+    match config {
+        ModelConfig::Enet(mut settings) => {
+            settings.width = 0.5;
+            ModelConfig::Enet(settings)
         }
-        ModelConfig::Enet(mut config) => {
-            config.width = 0.5;
-            ModelConfig::Enet(config)
+        ModelConfig::Espnet(mut settings) => {
+            (settings.width, settings.q) = (0.25, 2);
+            ModelConfig::Espnet(settings)
+        }
+        ModelConfig::EspnetV2(mut settings) => {
+            settings.width = 0.5;
+            ModelConfig::EspnetV2(settings)
         }
         other => other,
     }
@@ -39,18 +49,36 @@ pub(crate) struct Case {
     pub(crate) network: Box<dyn Segmenter>,
 }
 
-/// Every variant, small, initialised from seed 5.
+impl Case {
+    /// The network of these settings, initialised from seed 5.
+    pub(crate) fn new(name: &'static str, config: ModelConfig) -> Self {
+        let store = ParamStore::new(5, DType::F32, &Device::Cpu);
+        let network = build(&config, CLASSES, store.builder()).unwrap();
+        Self { name, config, store, network }
+    }
+
+    /// The same parameters with other settings of dropout; false where the network has none.
+    pub(crate) fn set_dropout(&mut self, dropout: f64) -> bool {
+        match &mut self.config {
+            ModelConfig::Enet(settings) => (settings.dropout, settings.early_dropout) = (dropout, dropout),
+            ModelConfig::EspnetV2(settings) => settings.dropout = dropout,
+            config => match config.encoder_decoder_mut() {
+                Some(settings) => settings.dropout = dropout,
+                None => return false,
+            },
+        }
+        self.network = build(&self.config, CLASSES, self.store.builder()).unwrap();
+        true
+    }
+}
+
+/// Every variant, small, and the decoder that no variant has.
 pub(crate) fn cases() -> Vec<Case> {
-    let cases: Vec<Case> = variants()
-        .iter()
-        .map(|variant| {
-            let config = small(variant);
-            let store = ParamStore::new(5, DType::F32, &Device::Cpu);
-            let network = build(&config, CLASSES, store.builder()).unwrap();
-            Case { name: variant.name, config, store, network }
-        })
-        .collect();
-    assert_eq!(cases.len(), 6);
+    let mut cases: Vec<Case> =
+        variants().iter().map(|variant| Case::new(variant.name, small(variant.config))).collect();
+    assert_eq!(cases.len(), VARIANTS);
+    let Some(ModelConfig::Pspnet(settings)) = variant("pspnet_resnet18") else { panic!("no such variant") };
+    cases.push(Case::new("fcn on ResNet-18", small(ModelConfig::Fcn(settings))));
     cases
 }
 

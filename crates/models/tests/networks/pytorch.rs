@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use dsd_models::backbone::{ResNetDepth, Stem};
-use dsd_models::{EnetConfig, Mode, ModelConfig, Output, ParamStore, PspnetConfig, build};
+use dsd_models::backbone::{Architecture, Stem};
+use dsd_models::{EncoderDecoderConfig, EnetConfig, EnetForm, Mode, ModelConfig, Output, ParamStore, build};
 use dsd_random::name_hash;
 use serde::Deserialize;
 
@@ -122,20 +122,23 @@ fn check(config: ModelConfig, reference: &BTreeMap<String, Expected>, name: &str
 fn networks_agree_with_pytorch() {
     let reference: Reference = serde_json::from_str(REFERENCE).unwrap();
     let pspnet = |backbone, stem| {
-        ModelConfig::Pspnet(PspnetConfig {
+        ModelConfig::Pspnet(EncoderDecoderConfig {
             backbone,
             output_stride: 8,
             width: 0.0625,
             head_channels: 5,
-            stem,
+            stem: Some(stem),
             aux: true,
             dropout: 0.0,
         })
     };
     let cases = [
-        ("enet", ModelConfig::Enet(EnetConfig { width: 0.25, early_dropout: 0.0, dropout: 0.0 })),
-        ("pspnet_resnet18", pspnet(ResNetDepth::ResNet18, Stem::Deep)),
-        ("pspnet_resnet50_classic", pspnet(ResNetDepth::ResNet50, Stem::Classic)),
+        (
+            "enet",
+            ModelConfig::Enet(EnetConfig { width: 0.25, early_dropout: 0.0, dropout: 0.0, form: EnetForm::Paper }),
+        ),
+        ("pspnet_resnet18", pspnet(Architecture::ResNet18, Stem::Deep)),
+        ("pspnet_resnet50_classic", pspnet(Architecture::ResNet50, Stem::Classic)),
     ];
     assert_eq!(reference.cases.len(), cases.len());
     for (name, config) in cases {

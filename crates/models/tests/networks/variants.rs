@@ -1,27 +1,89 @@
 //! The table of variants and its published numbers.
 
-use dsd_models::{ModelConfig, parameter_count, parameter_shapes, variant, variants};
+use std::collections::BTreeMap;
+
+use dsd_models::backbone::{Architecture, Stem};
+use dsd_models::{
+    EncoderDecoderConfig, Mode, ModelConfig, VARIANT_SIZE, Variant, multiply_adds, parameter_count, parameter_shapes,
+    variant, variants,
+};
+use serde::Deserialize;
 
 /// The classes of Cityscapes, with which the published numbers were counted.
 const CITYSCAPES: usize = 19;
 
+const BACKBONES: [(Architecture, Option<Stem>); 6] = [
+    (Architecture::ResNet18, Some(Stem::Deep)),
+    (Architecture::ResNet18, Some(Stem::Classic)),
+    (Architecture::ResNet50, None),
+    (Architecture::EfficientNetLite0, None),
+    (Architecture::MobileNetV2, None),
+    (Architecture::MobileNetV3Large, None),
+];
+
+/// Counted by `tests/reference/counts.py` on other implementations of the same networks.
+const COUNTS: &str = include_str!("../reference/counts.json");
+
+#[derive(Deserialize)]
+struct Counts {
+    networks: BTreeMap<String, Count>,
+}
+
+#[derive(Deserialize, Debug, PartialEq)]
+struct Count {
+    parameters: usize,
+    multiply_adds: u64,
+}
+
 #[test]
-fn every_variant_has_the_parameters_of_the_table() {
+fn every_variant_has_the_counts_of_the_table_and_of_other_implementations() {
+    let mut independent: Counts = serde_json::from_str(COUNTS).unwrap();
     for variant in variants() {
-        assert_eq!(parameter_count(&variant.config, CITYSCAPES).unwrap(), variant.parameters, "{}", variant.name);
+        let parameters = parameter_count(&variant.config, CITYSCAPES).unwrap();
+        let multiply_adds = multiply_adds(&variant.config, CITYSCAPES, VARIANT_SIZE).unwrap();
+        let own = Count { parameters, multiply_adds };
+        let Variant { parameters, multiply_adds, .. } = *variant;
+        assert_eq!(own, Count { parameters, multiply_adds }, "{}", variant.name);
+        assert_eq!(Some(own), independent.networks.remove(variant.name), "{}", variant.name);
+        assert!(variant.output_strides.contains(&variant.output_stride()), "{}", variant.name);
+    }
+    assert!(independent.networks.is_empty(), "{:?}", independent.networks);
+}
+
+#[test]
+fn a_count_leaves_nothing_behind() {
+    let config = super::small(variant("enet").unwrap());
+    assert!(multiply_adds(&config, 3, [0, 8]).is_err());
+    let case = super::Case::new("enet", config);
+    let output = case.network.forward(&super::images(1, 16, 16), Mode::Eval).unwrap();
+    assert!(super::values(&output.logits).iter().any(|&value| value != 0.0), "the network still counts");
+}
+
+#[test]
+fn any_backbone_goes_with_any_decoder() {
+    let Some(ModelConfig::Pspnet(settings)) = variant("pspnet_resnet18") else { panic!("no such variant") };
+    for (backbone, stem) in BACKBONES {
+        for output_stride in [8, 16, 32] {
+            let settings = EncoderDecoderConfig { backbone, stem, output_stride, ..settings };
+            for decoder in [ModelConfig::Pspnet, ModelConfig::Deeplabv3, ModelConfig::Fcn, ModelConfig::Lraspp] {
+                let config = super::small(decoder(settings));
+                let case = super::Case::new("", config);
+                let output = case.network.forward(&super::images(1, 41, 50), Mode::Eval).unwrap();
+                let stride = if matches!(config, ModelConfig::Lraspp(_)) { 8 } else { output_stride };
+                let expected = [1, super::CLASSES, 41usize.div_ceil(stride), 50usize.div_ceil(stride)];
+                assert_eq!(output.logits.dims(), expected, "{config:?}");
+            }
+        }
     }
 }
 
 #[test]
 fn parameter_counts_are_the_published_ones() {
     let millions = |name: &str, aux: bool| {
-        let config = match variant(name).unwrap() {
-            ModelConfig::Pspnet(mut config) => {
-                config.aux = aux;
-                ModelConfig::Pspnet(config)
-            }
-            other => other,
-        };
+        let mut config = variant(name).unwrap();
+        if let Some(settings) = config.encoder_decoder_mut() {
+            settings.aux = aux;
+        }
         format!("{:.2}", parameter_count(&config, CITYSCAPES).unwrap() as f64 / 1e6)
     };
     for (name, aux, published) in [

@@ -5,7 +5,8 @@ use dsd_ops::{Conv2dOptions, ConvTranspose2dOptions, conv_transpose2d, conv2d};
 use super::Table;
 use crate::inputs::normal;
 
-const CONV: Conv2dOptions = Conv2dOptions { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+const CONV: Conv2dOptions =
+    Conv2dOptions { stride: [1, 1], padding: [0, 0], extra_padding: [0, 0], dilation: [1, 1], groups: 1 };
 const TRANSPOSE: ConvTranspose2dOptions =
     ConvTranspose2dOptions { stride: [1, 1], padding: [0, 0], output_padding: [0, 0], dilation: [1, 1], groups: 1 };
 
@@ -17,7 +18,8 @@ pub(super) fn rows(table: &mut Table) {
 fn conv2d_rows(table: &mut Table) {
     let same = Conv2dOptions { padding: [1, 1], ..CONV };
     let half = Conv2dOptions { stride: [2, 2], padding: [1, 1], ..CONV };
-    let cases: [(&str, [usize; 4], [usize; 4], Conv2dOptions); 27] = [
+    let after = Conv2dOptions { extra_padding: [1, 1], ..CONV };
+    let cases: [(&str, [usize; 4], [usize; 4], Conv2dOptions); 34] = [
         ("3x3", [2, 3, 5, 7], [4, 3, 3, 3], same),
         ("3x3 without padding", [1, 2, 5, 6], [3, 2, 3, 3], CONV),
         ("3x3 on one pixel", [1, 1, 1, 1], [1, 1, 3, 3], same),
@@ -46,7 +48,7 @@ fn conv2d_rows(table: &mut Table) {
             "stride, padding and dilation per axis",
             [1, 2, 8, 9],
             [2, 2, 3, 2],
-            Conv2dOptions { stride: [1, 3], padding: [0, 1], dilation: [3, 2], groups: 1 },
+            Conv2dOptions { stride: [1, 3], padding: [0, 1], extra_padding: [0, 0], dilation: [3, 2], groups: 1 },
         ),
         ("5x1", [2, 2, 6, 5], [3, 2, 5, 1], Conv2dOptions { padding: [2, 0], ..CONV }),
         ("1x5", [2, 2, 6, 5], [3, 2, 1, 5], Conv2dOptions { padding: [0, 2], ..CONV }),
@@ -65,6 +67,33 @@ fn conv2d_rows(table: &mut Table) {
             [3, 1, 5, 3],
             Conv2dOptions { stride: [1, 2], padding: [2, 1], groups: 3, ..CONV },
         ),
+        ("zeros after the image", [2, 2, 5, 6], [3, 2, 3, 3], Conv2dOptions { extra_padding: [2, 1], ..CONV }),
+        ("SAME 3x3 stride 2, 6x8", [2, 2, 6, 8], [3, 2, 3, 3], Conv2dOptions { stride: [2, 2], ..after }),
+        (
+            "SAME 5x5 stride 2, 6x8",
+            [1, 2, 6, 8],
+            [3, 2, 5, 5],
+            Conv2dOptions { stride: [2, 2], padding: [1, 1], ..after },
+        ),
+        (
+            "SAME 3x3 stride 2 dilation 2, 5x6",
+            [1, 2, 5, 6],
+            [2, 2, 3, 3],
+            Conv2dOptions { stride: [2, 2], padding: [2, 1], extra_padding: [0, 1], dilation: [2, 2], groups: 1 },
+        ),
+        (
+            "SAME depthwise 3x3 stride 2, 6x7",
+            [2, 3, 6, 7],
+            [3, 1, 3, 3],
+            Conv2dOptions { stride: [2, 2], padding: [0, 1], extra_padding: [1, 0], groups: 3, ..CONV },
+        ),
+        (
+            "SAME depthwise 5x5 stride 2, 6x8",
+            [1, 3, 6, 8],
+            [3, 1, 5, 5],
+            Conv2dOptions { stride: [2, 2], padding: [1, 1], groups: 3, ..after },
+        ),
+        ("SAME 2x2", [1, 2, 4, 5], [2, 2, 2, 2], after),
     ];
     for (what, x, weight, options) in cases {
         let inputs = [normal(1, &x), normal(2, &weight), normal(3, &weight[..1])];
@@ -76,12 +105,13 @@ fn conv2d_rows(table: &mut Table) {
     let pointwise = Conv2dOptions { padding: [0, 0], ..same };
     let depthwise = Conv2dOptions { groups: 3, ..same };
     let depthwise_half = Conv2dOptions { groups: 3, ..half };
-    let ways: [([usize; 4], [usize; 4], Conv2dOptions); 5] = [
+    let ways: [([usize; 4], [usize; 4], Conv2dOptions); 6] = [
         ([2, 3, 5, 4], [2, 3, 3, 3], same),
         ([1, 3, 6, 7], [2, 3, 3, 3], half),
         ([2, 3, 5, 4], [4, 3, 1, 1], pointwise),
         ([2, 3, 4, 5], [3, 1, 3, 3], depthwise),
         ([1, 3, 6, 7], [3, 1, 3, 3], depthwise_half),
+        ([1, 3, 6, 8], [2, 3, 3, 3], Conv2dOptions { stride: [2, 2], ..after }),
     ];
     for (x, weight, options) in ways {
         let inputs = [normal(4, &x), normal(5, &weight), normal(6, &weight[..1])];

@@ -4,16 +4,22 @@ use std::slice::from_ref;
 
 use candle_core::Tensor;
 use dsd_ops::{
-    Activation, CrossEntropyOptions, RunningStatistics, batch_norm_eval, batch_norm_train, cross_entropy, dropout2d,
-    log_softmax_channels, prelu, relu, relu6, softmax_channels,
+    Activation, CrossEntropyOptions, RunningStatistics, adaptive_avg_pool2d, add_relu, batch_norm_eval,
+    batch_norm_prelu_eval, batch_norm_prelu_train, batch_norm_train, cross_entropy, dropout2d, hard_sigmoid,
+    hard_swish, log_softmax_channels, prelu, relu, relu6, scale_channels, sigmoid, softmax_channels,
 };
 use dsd_random::Stream;
 
 use super::Table;
-use crate::inputs::{away_from_kinks, from, labels, normal, values};
+use crate::inputs::{KINKS, away_from_kinks, from, labels, normal, values};
 
-const ACTIVATIONS: [(&str, Activation); 3] =
-    [("identity", Activation::Identity), ("relu", Activation::Relu), ("relu6", Activation::Relu6)];
+const ACTIVATIONS: [(&str, Activation); 5] = [
+    ("identity", Activation::Identity),
+    ("relu", Activation::Relu),
+    ("relu6", Activation::Relu6),
+    ("hard swish", Activation::HardSwish),
+    ("sigmoid", Activation::Sigmoid),
+];
 const EPS: f64 = 1e-5;
 
 pub(super) fn rows(table: &mut Table) {
@@ -23,8 +29,8 @@ pub(super) fn rows(table: &mut Table) {
     cross_entropy_rows(table);
 }
 
-/// x, weight and bias whose normalised values reach both kinks of ReLU6 and stay away from them by 0.005, for the batch's
-/// own statistics and for `statistics`.
+/// x, weight and bias whose normalised values reach the kinks of the activations and stay away from them by 0.005, for
+/// the batch's own statistics and for `statistics`.
 fn normalisable(seed: u64, shape: &[usize; 4]) -> [Tensor; 3] {
     let channels = shape[1];
     let draw = |seed: u64| {
@@ -37,7 +43,7 @@ fn normalisable(seed: u64, shape: &[usize; 4]) -> [Tensor; 3] {
         let train = batch_norm_train(x, weight, bias, None, EPS, Activation::Identity).unwrap();
         let eval = batch_norm_eval(x, weight, bias, &mean, &var, EPS, Activation::Identity).unwrap();
         let outputs = [values(&train), values(&eval)].concat();
-        outputs.iter().all(|y| y.abs() > 0.005 && (y - 6.0).abs() > 0.005)
+        outputs.iter().all(|y| KINKS.iter().all(|kink| (y - kink).abs() > 0.005))
     };
     (0..1000).map(|attempt| draw(1000 * seed + 3 * attempt)).find(clear).unwrap()
 }
@@ -84,6 +90,28 @@ fn batch_norm_rows(table: &mut Table) {
             batch_norm_train(&inputs[0], &inputs[1], &t[0], None, EPS, activation)
         });
     }
+    for (what, shape) in shapes {
+        for slopes in [1, shape[1]] {
+            let [x, weight, bias] = normalisable(57, &shape);
+            let inputs = [x, weight, bias, normal(58, &[slopes])];
+            let (mean, var) = statistics(shape[1]);
+            table.row("batch_norm_prelu_train", format!("{what}, {slopes} slopes"), &inputs, |t| {
+                batch_norm_prelu_train(&t[0], &t[1], &t[2], &t[3], None, EPS)
+            });
+            table.row("batch_norm_prelu_eval", format!("{what}, {slopes} slopes"), &inputs, move |t| {
+                batch_norm_prelu_eval(&t[0], &t[1], &t[2], &t[3], &mean, &var, EPS)
+            });
+        }
+    }
+    let [x, weight, bias] = normalisable(59, &[2, 2, 4, 3]);
+    let inputs = [x, weight, bias, normal(60, &[2])];
+    table.situations("batch_norm_prelu_train", &inputs, |t| {
+        batch_norm_prelu_train(&t[0], &t[1], &t[2], &t[3], None, EPS)
+    });
+    let (mean, var) = statistics(2);
+    table.situations("batch_norm_prelu_eval", &inputs, move |t| {
+        batch_norm_prelu_eval(&t[0], &t[1], &t[2], &t[3], &mean, &var, EPS)
+    });
     table.row("batch_norm_train", "with running statistics", &normalisable(54, &[2, 3, 4, 3]), |t| {
         let (mean, var) = statistics(3);
         let running = RunningStatistics { mean: &mean, var: &var, momentum: 0.1 };
@@ -105,6 +133,14 @@ fn activation_rows(table: &mut Table) {
         let channels = shape[1];
         table.row("relu", what, from_ref(&x), |t| relu(&t[0]));
         table.row("relu6", what, from_ref(&x), |t| relu6(&t[0]));
+        table.row("hard_swish", what, from_ref(&x), |t| hard_swish(&t[0]));
+        table.row("hard_sigmoid", what, from_ref(&x), |t| hard_sigmoid(&t[0]));
+        table.row("sigmoid", what, from_ref(&x), |t| sigmoid(&t[0]));
+        let half = (&x * 0.5).unwrap();
+        table.row("add_relu", what, &[half.clone(), half.affine(1.0, 0.001).unwrap()], |t| add_relu(&t[0], &t[1]));
+        table.row("scale_channels", what, &[x.clone(), normal(68, &[shape[0], channels, 1, 1])], |t| {
+            scale_channels(&t[0], &t[1])
+        });
         table.row("prelu", what, &[x.clone(), normal(62, &[channels])], |t| prelu(&t[0], &t[1]));
         table.row("prelu", format!("{what}, one weight"), &[x, normal(63, &[1])], |t| prelu(&t[0], &t[1]));
         for probability in [0.0, 0.4] {
@@ -116,6 +152,17 @@ fn activation_rows(table: &mut Table) {
     let x = away_from_kinks(65, &[2, 3, 4, 3]);
     table.situations("relu", from_ref(&x), |t| relu(&t[0]));
     table.situations("relu6", from_ref(&x), |t| relu6(&t[0]));
+    table.situations("hard_swish", from_ref(&x), |t| hard_swish(&t[0]));
+    table.situations("hard_sigmoid", from_ref(&x), |t| hard_sigmoid(&t[0]));
+    table.situations("sigmoid", from_ref(&x), |t| sigmoid(&t[0]));
+    // The sum stays away from 0: the second is a part of the first, of either sign.
+    let part = x.affine(-0.4, 0.0).unwrap();
+    table.situations("add_relu", &[x.clone(), part], |t| add_relu(&t[0], &t[1]));
+    table.row("add_relu", "one tensor twice", from_ref(&x), |t| add_relu(&t[0], &t[0]));
+    table.situations("scale_channels", &[x.clone(), normal(69, &[2, 3, 1, 1])], |t| scale_channels(&t[0], &t[1]));
+    table.row("scale_channels", "squeeze and excitation", from_ref(&x), |t| {
+        scale_channels(&t[0], &sigmoid(&adaptive_avg_pool2d(&t[0], [1, 1])?)?)
+    });
     table.situations("prelu", &[x.clone(), normal(66, &[3])], |t| prelu(&t[0], &t[1]));
     table.situations("prelu", &[x.clone(), normal(67, &[1])], |t| prelu(&t[0], &t[1]));
     table.situations("dropout2d", &[x], |t| dropout2d(&t[0], 0.4, &mut Stream::new(2, "dropout", 0, 0)));

@@ -7,20 +7,20 @@ use super::{flat, layers, mask, normal, scalar, tensors, variables};
 
 const SHAPES: [[usize; 4]; 3] = [[2, 4, 6, 5], [2, 3, 6, 5], [2, 5, 6, 5]];
 
-fn single(tensors: &[Tensor]) -> Vec<Tensor> {
+pub(crate) fn single(tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|tensor| tensor.to_dtype(DType::F32).unwrap()).collect()
 }
 
-fn scaled(tensors: &[Tensor], scale: f64) -> Vec<Tensor> {
+pub(crate) fn scaled(tensors: &[Tensor], scale: f64) -> Vec<Tensor> {
     tensors.iter().map(|tensor| (tensor * scale).unwrap()).collect()
 }
 
 /// Features of one sign and size everywhere, ±`size`.
-fn saturated(tensors: &[Tensor], size: f64) -> Vec<Tensor> {
+pub(crate) fn saturated(tensors: &[Tensor], size: f64) -> Vec<Tensor> {
     tensors.iter().map(|tensor| (tensor.sign().unwrap() * size).unwrap()).collect()
 }
 
-fn assert_finite(name: &str, student: &[Tensor], loss: impl Fn(&[Tensor]) -> Tensor) {
+pub(crate) fn assert_finite(name: &str, student: &[Tensor], loss: impl Fn(&[Tensor]) -> Tensor) {
     let variables = variables(student);
     let loss = loss(&tensors(&variables));
     assert!(scalar(&loss).is_finite() && scalar(&loss) >= -1e-6, "{name}: value {}", scalar(&loss));

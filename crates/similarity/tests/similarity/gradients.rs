@@ -13,12 +13,12 @@ use super::{layers, mask, normal};
 const STUDENT: [[usize; 4]; 3] = [[2, 3, 5, 7], [2, 2, 5, 7], [2, 4, 3, 4]];
 const TEACHER: [[usize; 4]; 3] = [[2, 5, 9, 6], [2, 1, 5, 7], [2, 6, 5, 7]];
 
-fn check(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+pub(crate) fn check(name: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     check_gradients(name, inputs, |inputs| Ok(f(inputs)?)).unwrap();
 }
 
 /// The same values behind other strides: stored as [N,C,W,H].
-fn strided(tensor: &Tensor) -> Result<Tensor> {
+pub(crate) fn strided(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.transpose(2, 3)?.contiguous()?.transpose(2, 3)?)
 }
 

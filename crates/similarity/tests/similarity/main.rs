@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod distillation;
 mod extremes;
 mod gradients;
 mod invariants;
 mod reference;
 mod refusals;
 mod resolution;
+mod task;
 mod vectors;
 
 use candle_core::{DType, Device, Tensor, Var};

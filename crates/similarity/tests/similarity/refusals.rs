@@ -8,7 +8,7 @@ use dsd_similarity::{
 
 use super::{layers, normal};
 
-fn refused<T: std::fmt::Debug>(result: Result<T>, expected: &str) {
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T>, expected: &str) {
     assert_eq!(result.unwrap_err().to_string(), expected);
 }
 

@@ -47,6 +47,7 @@ pub(super) fn kernels(bench: &mut Bench) -> Result<()> {
             kernel: [kernel; 2],
             stride: [stride; 2],
             padding: [dilation * (kernel / 2); 2],
+            extra_padding: [0, 0],
             dilation: [dilation; 2],
             groups,
         };

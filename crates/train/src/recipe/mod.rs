@@ -8,8 +8,8 @@ mod read;
 
 use std::path::PathBuf;
 
-use dsd_models::ModelChoice;
-use serde::{Deserialize, Serialize};
+use dsd_models::{ModelChoice, Normalisation};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::schedule::Schedule;
 
@@ -19,11 +19,12 @@ pub use read::differences;
 pub const VERSION: u32 = 1;
 
 /// The recipes inside the program: name and text.
-pub const SHIPPED: [(&str, &str); 4] = [
+pub const SHIPPED: [(&str, &str); 5] = [
     ("quick", include_str!("../../recipes/quick.toml")),
     ("smoke", include_str!("../../recipes/smoke.toml")),
     ("camvid", include_str!("../../recipes/camvid.toml")),
     ("camvid-small", include_str!("../../recipes/camvid-small.toml")),
+    ("camvid-teacher", include_str!("../../recipes/camvid-teacher.toml")),
 ];
 
 /// A whole run: data, teacher, student, distillation.
@@ -42,21 +43,39 @@ pub struct Recipe {
     pub data: Data,
     /// How training images are varied.
     pub augmentation: Augmentation,
-    /// How inputs are scaled; stored with every saved model.
-    pub normalisation: dsd_models::Normalisation,
+    /// How the inputs of a network are scaled that states no normalisation and has no pretrained weights with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
     /// The loss against the labels, equal for all networks of the run.
     pub task: Task,
     /// The large network.
     pub teacher: Role,
-    /// The compact network; trained twice, alone and distilled, with the same settings.
+    /// The compact network; trained alone and, where there are distillation terms, distilled with the same settings.
     pub student: Role,
-    /// The terms that pull the distilled student to the teacher.
+    /// The terms that pull the distilled student to the teacher; none: there is no distilled student.
     pub distillation: Vec<Term>,
     /// Evaluation during training.
     pub evaluation: Evaluation,
     /// Checkpoints, loader and log.
     #[serde(default)]
     pub run: RunOptions,
+}
+
+/// The networks that a run can train, in this order.
+pub const ROLES: [&str; 3] = ["teacher", "baseline", "distilled"];
+
+impl Recipe {
+    /// The networks that this run trains, in this order: the first two or all of [`ROLES`].
+    #[must_use]
+    pub fn roles(&self) -> &'static [&'static str] {
+        if self.distillation.is_empty() { &ROLES[..2] } else { &ROLES }
+    }
+
+    /// The settings of one of [`ROLES`] with their key in the recipe: `teacher` or `student`.
+    #[must_use]
+    pub fn settings(&self, role: &str) -> (&'static str, &Role) {
+        if role == ROLES[0] { ("teacher", &self.teacher) } else { ("student", &self.student) }
+    }
 }
 
 /// Where images and labels come from.
@@ -150,6 +169,15 @@ pub struct Role {
     /// Folder of a saved model to use instead of training one (teacher only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
+    /// Weights that the backbone starts from: a file, a folder or `hub:…`; absent or empty: all starts from the seed.
+    #[serde(default, deserialize_with = "unless_empty", skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<String>,
+    /// How the network's inputs are scaled; absent: as its pretrained weights expect, else as the recipe says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
+    /// Factor on the learning rate of the parameters below `backbone.`, above 0 and at most 1.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub backbone_learning_rate_factor: f64,
     /// Training steps.
     pub steps: u64,
     /// Images per step.
@@ -158,6 +186,18 @@ pub struct Role {
     pub optimiser: Optimiser,
     /// The learning rate of each step.
     pub schedule: Schedule,
+}
+
+fn unless_empty<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.filter(|source| !source.trim().is_empty()))
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn is_whole(factor: &f64) -> bool {
+    *factor == 1.0
 }
 
 /// The optimiser of a network.

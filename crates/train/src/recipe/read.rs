@@ -102,12 +102,30 @@ impl Recipe {
             if clip_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
                 return refuse(&format!("{name}.optimiser.clip_norm"), "a number above 0", format!("{clip_norm:?}"));
             }
+            let factor = role.backbone_learning_rate_factor;
+            if !(factor > 0.0 && factor <= 1.0) {
+                let key = format!("{name}.backbone_learning_rate_factor");
+                return refuse(&key, "a number above 0 and at most 1", factor.to_string());
+            }
             if !(role.schedule.power.is_finite() && role.schedule.power >= 0.0) {
                 return refuse(
                     &format!("{name}.schedule.power"),
                     "a number not below 0",
                     role.schedule.power.to_string(),
                 );
+            }
+        }
+        for (name, stated) in [
+            ("normalisation", &self.normalisation),
+            ("teacher.normalisation", &self.teacher.normalisation),
+            ("student.normalisation", &self.student.normalisation),
+        ] {
+            let Some(stated) = stated else { continue };
+            if !stated.mean.iter().all(|mean| mean.is_finite()) {
+                return refuse(&format!("{name}.mean"), "finite numbers", format!("{:?}", stated.mean));
+            }
+            if !stated.std.iter().all(|std| std.is_finite() && *std > 0.0) {
+                return refuse(&format!("{name}.std"), "numbers above 0", format!("{:?}", stated.std));
             }
         }
         if self.student.weights.is_some() {

@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::checkpoint::write_whole;
 use crate::environment::Environment;
 use crate::journal::{self, Line};
-use crate::recipe::Recipe;
-use crate::stage::{Finished, ROLES};
+use crate::recipe::{ROLES, Recipe, Role};
+use crate::stage::Finished;
 use crate::{Error, Result};
 
 use chart::{Chart, Curve};
@@ -71,7 +71,8 @@ impl Run {
         let recipe = Recipe::parse(&folder.join("recipe.toml").display().to_string(), &recipe_text, &[])?;
         let environment = serde_json::from_str(&text("environment.json")?)
             .map_err(|error| Error::file(&folder.join("environment.json"), error))?;
-        let finished = ROLES
+        let finished = recipe
+            .roles()
             .iter()
             .map(|role| {
                 let name = format!("{role}/done.json");
@@ -81,28 +82,46 @@ impl Run {
         Ok(Self { recipe, recipe_text, environment, finished, lines: journal::read(folder)? })
     }
 
-    fn miou(&self, role: usize) -> Option<f64> {
-        self.finished[role].metrics.miou
+    /// The networks whose difference the report is about, by position: the reference and the one that is held against
+    /// it. Without distillation these are the student and the teacher.
+    fn compared(&self) -> [usize; 2] {
+        if self.finished.len() == ROLES.len() { [1, 2] } else { [1, 0] }
+    }
+
+    fn settings(&self, role: usize) -> &Role {
+        self.recipe.settings(ROLES[role]).1
+    }
+
+    /// The network with what it starts from, where not all start from the seed.
+    fn model(&self, role: usize) -> String {
+        let name = model_name(&self.settings(role).model);
+        let origin = |role: &Role| role.weights.is_none().then(|| role.pretrained.clone()).flatten();
+        match origin(self.settings(role)) {
+            Some(source) => format!("{name}, backbone from {source}"),
+            None if self.settings(role).weights.is_some() => name,
+            None if origin(&self.recipe.teacher).or(origin(&self.recipe.student)).is_some() => {
+                format!("{name}, from the seed")
+            }
+            None => name,
+        }
     }
 
     fn rows(&self) -> Vec<RoleRow> {
-        (0..ROLES.len())
-            .map(|role| {
-                let settings = if role == 0 { &self.recipe.teacher } else { &self.recipe.student };
-                let done = &self.finished[role];
-                RoleRow {
-                    role: ROLES[role],
-                    colour: COLOURS[role],
-                    model: model_name(&settings.model),
-                    parameters: format!("{:.2} M", done.parameters as f64 / 1e6),
-                    steps: done.steps,
-                    minutes: format!("{:.1}", done.seconds / 60.0),
-                    miou: percent(done.metrics.miou),
-                    mean_accuracy: percent(done.metrics.mean_accuracy),
-                    pixel_accuracy: percent(done.metrics.pixel_accuracy),
-                    best_step: done.best_step,
-                    last_miou: percent(done.last_miou),
-                }
+        self.finished
+            .iter()
+            .enumerate()
+            .map(|(role, done)| RoleRow {
+                role: ROLES[role],
+                colour: COLOURS[role],
+                model: self.model(role),
+                parameters: format!("{:.2} M", done.parameters as f64 / 1e6),
+                steps: done.steps,
+                minutes: format!("{:.1}", done.seconds / 60.0),
+                miou: percent(done.metrics.miou),
+                mean_accuracy: percent(done.metrics.mean_accuracy),
+                pixel_accuracy: percent(done.metrics.pixel_accuracy),
+                best_step: done.best_step,
+                last_miou: percent(done.last_miou),
             })
             .collect()
     }
@@ -110,14 +129,14 @@ impl Run {
     fn classes(&self, colours: &BTreeMap<String, [u8; 3]>) -> Vec<ClassRow> {
         let iou = |role: usize, class: &str| self.finished[role].metrics.iou.get(class);
         let names = self.finished[0].metrics.iou.0.iter().map(|(name, _)| name.clone());
+        let [reference, other] = self.compared();
         names
             .map(|name| {
-                let delta =
-                    iou(1, &name).zip(iou(2, &name)).map(|(baseline, distilled)| 100.0 * (distilled - baseline));
+                let delta = iou(reference, &name).zip(iou(other, &name)).map(|(from, to)| 100.0 * (to - from));
                 let [r, g, b] = colours.get(&name).copied().unwrap_or_default();
                 ClassRow {
                     colour: format!("#{r:02x}{g:02x}{b:02x}"),
-                    values: (0..ROLES.len()).map(|role| percent(iou(role, &name))).collect(),
+                    values: (0..self.finished.len()).map(|role| percent(iou(role, &name))).collect(),
                     delta: signed(delta),
                     bar: delta.map_or(0.0, |delta| (delta.abs() * 2.5).min(50.0)),
                     gain: delta.is_some_and(|delta| delta >= 0.0),
@@ -129,37 +148,48 @@ impl Run {
 
     /// One sentence on what came out, with what it does not say.
     fn verdict(&self) -> String {
-        let (Some(teacher), Some(baseline), Some(distilled)) = (self.miou(0), self.miou(1), self.miou(2)) else {
+        let miou: Option<Vec<f64>> = self.finished.iter().map(|done| Some(100.0 * done.metrics.miou?)).collect();
+        let Some(miou) = miou else {
             return "No class of the validation split was counted.".to_string();
         };
-        let gain = 100.0 * (distilled - baseline);
-        format!(
-            "The student reached {:.2} % mIoU alone and {:.2} % distilled: {}{:.2} points. The teacher has {:.2} %. \
-             One seed: a difference of a point or two can be chance.",
-            100.0 * baseline,
-            100.0 * distilled,
-            if gain < 0.0 { "−" } else { "+" },
-            gain.abs(),
-            100.0 * teacher
-        )
+        let [reference, other] = self.compared();
+        let gain = signed(Some(miou[other] - miou[reference]));
+        let chance = "One seed: a difference of a point or two can be chance.";
+        match miou[..] {
+            [teacher, baseline, distilled] => format!(
+                "The student reached {baseline:.2} % mIoU alone and {distilled:.2} % distilled: {gain} points. \
+                 The teacher has {teacher:.2} %. {chance}"
+            ),
+            _ => format!(
+                "The teacher ({}) reached {:.2} % mIoU, the baseline ({}) {:.2} %: {gain} points for the teacher. {chance}",
+                self.model(0),
+                miou[0],
+                self.model(1),
+                miou[1]
+            ),
+        }
+    }
+
+    fn place(&self, role: &str) -> Option<usize> {
+        self.recipe.roles().iter().position(|name| *name == role)
     }
 
     fn charts(&self) -> Vec<Chart> {
-        let mut miou: Vec<Curve> = ROLES.iter().zip(COLOURS).map(|(role, colour)| Curve::new(role, colour)).collect();
+        let mut miou: Vec<Curve> =
+            self.recipe.roles().iter().zip(COLOURS).map(|(role, colour)| Curve::new(role, colour)).collect();
         let mut loss = miou.clone();
         let mut terms: BTreeMap<String, Curve> = BTreeMap::new();
         for line in &self.lines {
             match line {
                 Line::Evaluation { role, step, miou: value, .. } => {
-                    if let Some(index) = ROLES.iter().position(|name| name == role) {
-                        miou[index].points.push((*step as f64, 100.0 * value));
+                    if let Some(curve) = self.place(role).and_then(|index| miou.get_mut(index)) {
+                        curve.points.push((*step as f64, 100.0 * value));
                     }
                 }
                 Line::Step { role, step, terms: values, .. } => {
-                    if let (Some(index), Some(value)) =
-                        (ROLES.iter().position(|name| name == role), values.get("cross_entropy"))
-                    {
-                        loss[index].points.push((*step as f64, *value));
+                    let curve = self.place(role).and_then(|index| loss.get_mut(index));
+                    if let (Some(curve), Some(value)) = (curve, values.get("cross_entropy")) {
+                        curve.points.push((*step as f64, *value));
                     }
                     if role == "distilled" {
                         for (name, value) in values {
@@ -176,11 +206,15 @@ impl Run {
         for curve in loss.iter_mut().chain(terms.values_mut()) {
             curve.smooth();
         }
-        vec![
+        let mut charts = vec![
             Chart::new("Validation mIoU", "%", miou),
             Chart::new("Training cross-entropy (smoothed)", "nats", loss),
-            Chart::new("Terms of the distilled student, weighted (smoothed)", "", terms.into_values().collect()),
-        ]
+        ];
+        if !terms.is_empty() {
+            let terms = terms.into_values().collect();
+            charts.push(Chart::new("Terms of the distilled student, weighted (smoothed)", "", terms));
+        }
+        charts
     }
 
     /// The factor of a term by its logged name.
@@ -215,6 +249,9 @@ pub fn write(folder: &Path) -> Result<()> {
         .and_then(|template| {
             template.render(minijinja::context! {
                 name => run.recipe.name.as_str(),
+                roles => run.recipe.roles().to_vec(),
+                compared => run.compared().map(|role| ROLES[role]).to_vec(),
+                distilled => !run.recipe.distillation.is_empty(),
                 description => run.recipe.description.as_str(),
                 verdict => run.verdict(),
                 rows => minijinja::Value::from(minijinja::value::Serde(run.rows())),
@@ -260,10 +297,11 @@ pub fn table(folder: &Path) -> Result<String> {
         ));
     }
     line(String::new());
-    line(format!("{:14} {:>9} {:>9} {:>9} {:>9}", "IoU %", ROLES[0], ROLES[1], ROLES[2], "change"));
+    let cells = |values: &[&str]| values.iter().map(|value| format!(" {value:>9}")).collect::<String>();
+    line(format!("{:14}{}", "IoU %", cells(&[run.recipe.roles(), &["change"]].concat())));
     for row in run.classes(&BTreeMap::new()) {
-        let values = &row.values;
-        line(format!("{:14} {:>9} {:>9} {:>9} {:>9}", row.name, values[0], values[1], values[2], row.delta));
+        let values: Vec<&str> = row.values.iter().chain([&row.delta]).map(String::as_str).collect();
+        line(format!("{:14}{}", row.name, cells(&values)));
     }
     line(run.verdict());
     Ok(text)

@@ -9,8 +9,7 @@ use jpeg_encoder::{ColorType, Encoder};
 use serde::Serialize;
 
 use crate::recipe::Recipe;
-use crate::stage::{self, ROLES};
-use crate::{Error, Result, evaluate, splits};
+use crate::{Error, Result, evaluate, splits, stage};
 
 /// Weight of the class colour in an overlay, 0–1.
 const ALPHA: f32 = 0.6;
@@ -22,7 +21,7 @@ const QUALITY: u8 = 88;
 #[derive(Debug, Serialize)]
 pub(super) struct Picture {
     name: String,
-    /// Caption and picture, in order: image, truth, teacher, baseline, distilled.
+    /// Caption and picture, in order: image, truth, each network.
     views: Vec<(String, String)>,
 }
 
@@ -34,7 +33,7 @@ pub(super) fn pictures(folder: &Path, recipe: &Recipe) -> Result<(Vec<Picture>, 
     let val = splits::open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
     let classes = val.classes().clone();
     let mut networks = Vec::new();
-    for role in ROLES {
+    for &role in recipe.roles() {
         let saved = dsd_models::load(&folder.join(role).join("best"))?;
         let normalisation = stage::data_normalisation(&saved.card.normalisation);
         networks.push((role, saved.segmenter()?, normalisation));

@@ -81,7 +81,7 @@ pub(crate) fn applies(shape: &Conv2dShape) -> bool {
 
 /// True for the shapes that this algorithm can compute.
 fn computes(shape: &Conv2dShape) -> bool {
-    let fits = |axis: usize| shape.padding[axis] <= 2 * shape.dilation[axis];
+    let fits = |axis: usize| shape.padding[axis] <= 2 * shape.dilation[axis] && shape.extra_padding[axis] == 0;
     shape.kernel == [3, 3] && shape.stride == [1, 1] && shape.groups == 1 && fits(0) && fits(1) && shape.batch > 0
 }
 

@@ -52,6 +52,7 @@ fn shape((sizes, padding, dilation): Row) -> Conv2dShape {
         kernel: [3, 3],
         stride: [1, 1],
         padding,
+        extra_padding: [0, 0],
         dilation,
         groups: 1,
     }
