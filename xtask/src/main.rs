@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask train`, `data`, `bench`, `test`, `tidy`.
+//! The project's own commands: `cargo xtask train`, `data`, `bench`, `equality`, `test`, `tidy`.
 //!
 //! Thin on purpose: it calls cargo and the `dsd` program, so that this binary is built in seconds.
 
@@ -32,6 +32,8 @@ enum Task {
     /// Any other command of the program: `cargo xtask dsd predict …`.
     #[command(disable_help_flag = true)]
     Dsd(PassedOn),
+    /// Compare every network with another implementation of it and print the table of docs/equality.md.
+    Equality,
     /// What CI runs: format, tidy, lints, tests, documentation.
     Test,
     /// Checks of the source tree that no lint knows.
@@ -57,6 +59,7 @@ fn run() -> Result<()> {
         Task::Data(passed) => dsd(Some("data"), &passed.arguments),
         Task::Bench(passed) => dsd(Some("bench"), &passed.arguments),
         Task::Dsd(passed) => dsd(None, &passed.arguments),
+        Task::Equality => equality(),
         Task::Test => test(),
         Task::Tidy => tidy::check(&root()?),
     }
@@ -106,6 +109,14 @@ fn test() -> Result<()> {
     step("documentation", doc.args(["doc", "--release", "--workspace", "--no-deps", "--locked"]))?;
     println!("== all passed");
     Ok(())
+}
+
+/// The test that CI runs too, with what it prints.
+fn equality() -> Result<()> {
+    let mut cargo = cargo()?;
+    cargo.args(["test", "--release", "--locked", "--package", "dsd-models", "--test", "networks", "--"]);
+    cargo.args(["--exact", "equality::networks_are_equal_to_other_implementations", "--nocapture"]);
+    become_process(cargo)
 }
 
 fn step(name: &str, command: &mut Command) -> Result<()> {

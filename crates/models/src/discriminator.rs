@@ -204,7 +204,7 @@ struct SelfAttention {
 
 impl SelfAttention {
     fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
-        if channels % QUERY_SHARE != 0 || channels == 0 {
+        if channels == 0 || !channels.is_multiple_of(QUERY_SHARE) {
             return Err(Error::config("widths", "multiples of 8 where there is attention", channels));
         }
         let to = |out: usize| Conv2dConfig::same(channels, out, 1).bias();

@@ -33,6 +33,8 @@ pub struct Conv2dConfig {
     pub tensorflow_same: bool,
     /// Whether a bias is added.
     pub bias: bool,
+    /// Whether the bias begins at 0; PyTorch's initial bias otherwise.
+    pub zero_bias: bool,
     /// Initial weights.
     pub weights: Init,
 }
@@ -50,6 +52,7 @@ impl Conv2dConfig {
             options,
             tensorflow_same: false,
             bias: false,
+            zero_bias: false,
             weights: init::TORCH_CONV,
         }
     }
@@ -106,6 +109,13 @@ impl Conv2dConfig {
         self
     }
 
+    /// The same with a bias that begins at 0.
+    #[must_use]
+    pub fn zero_bias(mut self) -> Self {
+        (self.bias, self.zero_bias) = (true, true);
+        self
+    }
+
     /// The same with initial weights as in torchvision's ResNets: Kaiming normal by fan-out.
     #[must_use]
     pub fn kaiming_fan_out(mut self) -> Self {
@@ -140,7 +150,10 @@ impl Conv2d {
         let weight = vb.get_with_hints((out_channels, group_channels, height, width), "weight", config.weights)?;
         let fan_in = group_channels * height * width;
         let bias = match config.bias {
-            true => Some(vb.get_with_hints(out_channels, "bias", init::torch_bias(fan_in))?),
+            true => {
+                let initial = if config.zero_bias { Init::Const(0.0) } else { init::torch_bias(fan_in) };
+                Some(vb.get_with_hints(out_channels, "bias", initial)?)
+            }
             false => None,
         };
         Ok(Self { weight, bias, kernel, options, tensorflow_same })

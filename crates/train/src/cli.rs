@@ -9,7 +9,7 @@ use dsd_metrics::Summary;
 
 use crate::recipe::{Recipe, SHIPPED};
 use crate::run::{RunSettings, train};
-use crate::{Error, bench, evaluate, interrupt, predict, report, stage};
+use crate::{Error, bench, evaluate, import_model, interrupt, predict, report, stage};
 
 /// Train a large segmentation network, distil it into a compact one, and see what that was worth.
 #[derive(Parser, Debug)]
@@ -78,8 +78,11 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// List the networks.
+    /// List the networks, or import weights for one.
+    #[command(args_conflicts_with_subcommands = true)]
     Models {
+        #[command(subcommand)]
+        command: Option<ModelsCommand>,
         /// Print a JSON array instead of a table.
         #[arg(long)]
         json: bool,
@@ -101,6 +104,12 @@ enum Command {
         /// The recipe to print.
         name: Option<String>,
     },
+}
+
+#[derive(Subcommand, Debug)]
+enum ModelsCommand {
+    /// Weights of other people's training as a folder that training, evaluation and prediction take.
+    Import(import_model::ImportArguments),
 }
 
 #[derive(Subcommand, Debug)]
@@ -180,7 +189,8 @@ fn run(arguments: Arguments) -> Result<()> {
             }
             Ok(())
         }
-        Command::Models { json } => models(json),
+        Command::Models { command: Some(ModelsCommand::Import(arguments)), .. } => import_model::run(&arguments),
+        Command::Models { command: None, json } => models(json),
         Command::Data { dataset: DataCommand::Camvid { from, to } } => {
             let report = dsd_data::import_camvid(&from, &to)?;
             for (split, count) in &report.splits {

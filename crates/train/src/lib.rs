@@ -10,6 +10,7 @@ pub mod cli;
 pub mod environment;
 mod error;
 pub mod evaluate;
+pub mod import_model;
 pub mod interrupt;
 mod journal;
 pub mod objective;

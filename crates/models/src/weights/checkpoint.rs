@@ -113,6 +113,14 @@ impl Checkpoint {
         Ok(Self { origin: origin.to_string(), bytes, entries, notes })
     }
 
+    /// Names and shapes without values.
+    #[cfg(test)]
+    pub(crate) fn of_shapes(shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        let entry = |shape| Entry { shape, element: Element::F32, range: 0..0, strides: None };
+        let entries = shapes.into_iter().map(|(name, shape)| (name, entry(shape))).collect();
+        Self { origin: String::new(), bytes: vec![], entries, notes: vec![] }
+    }
+
     /// Names and shapes, sorted by name.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))

@@ -71,24 +71,19 @@ impl BackboneCard {
     /// # Errors
     /// [`Error::Config`] for a network without a backbone of its own name.
     pub fn new(config: &ModelConfig, normalisation: Normalisation, imported: Imported) -> Result<Self> {
-        match config {
-            ModelConfig::Pspnet(settings)
-            | ModelConfig::Deeplabv3(settings)
-            | ModelConfig::Fcn(settings)
-            | ModelConfig::Lraspp(settings) => Ok(Self {
-                format_version: FORMAT_VERSION,
-                kind: BACKBONE.to_string(),
-                backbone: settings.backbone,
-                width: settings.width,
-                stem: settings.stem,
-                normalisation,
-                weights_sha256: String::new(),
-                imported,
-            }),
-            _ => {
-                Err(Error::config("part", "everything: the network has no backbone of its own name", BACKBONE))
-            }
-        }
+        let settings = config.encoder_decoder().ok_or_else(|| {
+            Error::config("part", "everything: the network has no backbone of its own name", BACKBONE)
+        })?;
+        Ok(Self {
+            format_version: FORMAT_VERSION,
+            kind: BACKBONE.to_string(),
+            backbone: settings.backbone,
+            width: settings.width,
+            stem: settings.stem,
+            normalisation,
+            weights_sha256: String::new(),
+            imported,
+        })
     }
 }
 

@@ -23,6 +23,9 @@ mod pickle;
 mod report;
 mod scheme;
 mod source;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests;
 mod torch;
 mod zip;
 
@@ -102,7 +105,8 @@ impl Wanted {
     fn new(config: &ModelConfig, num_classes: usize, part: Part) -> Result<Self> {
         let all = parameter_shapes(config, num_classes)?;
         let other = if num_classes < 255 { num_classes + 1 } else { num_classes - 1 };
-        let by_classes = parameter_shapes(config, other)?.into_iter().filter(|(name, shape)| all.get(name) != Some(shape));
+        let by_classes =
+            parameter_shapes(config, other)?.into_iter().filter(|(name, shape)| all.get(name) != Some(shape));
         let by_classes = by_classes.map(|(name, _)| name).collect();
         let wanted = Self { all, part, by_classes };
         if wanted.names().next().is_none() {

@@ -396,9 +396,19 @@ mod tests {
 
     #[test]
     fn what_ends_early_or_refers_to_nothing_is_an_error() {
-        for bytes in [&b""[..], b"\x80", b"\x80\x02", b"\x80\x09.", b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02t.",
-            b"\x80\x02(N0\x85.", b"\x80\x02X\xff\xff\xff\xffa.", b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", b"\x80\x02i."]
-        {
+        for bytes in [
+            &b""[..],
+            b"\x80",
+            b"\x80\x02",
+            b"\x80\x09.",
+            b"\x80\x02.",
+            b"\x80\x02h\x05.",
+            b"\x80\x02t.",
+            b"\x80\x02(N0\x85.",
+            b"\x80\x02X\xff\xff\xff\xffa.",
+            b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.",
+            b"\x80\x02i.",
+        ] {
             assert!(parse(bytes).is_err(), "{bytes:?}");
         }
     }

@@ -90,10 +90,7 @@ impl Report {
             }
         };
         let (part, scheme, matched) = (self.part.name(), self.scheme.name(), self.matched.len());
-        Some(format!(
-            "{part}, names as in {scheme}: {matched} tensors fit, but {}{way_out}",
-            faults.join("; ")
-        ))
+        Some(format!("{part}, names as in {scheme}: {matched} tensors fit, but {}{way_out}", faults.join("; ")))
     }
 }
 

@@ -97,7 +97,9 @@ pub(crate) struct Place {
 
 impl Place {
     fn parse(text: &str) -> Result<Self> {
-        let fault = || Error::source(&format!("{HUB}{text}"), "expected hub:owner/name@revision or hub:owner/name@revision/file");
+        let fault = || {
+            Error::source(&format!("{HUB}{text}"), "expected hub:owner/name@revision or hub:owner/name@revision/file")
+        };
         let (repository, rest) = text.split_once('@').ok_or_else(fault)?;
         let (owner, name) = repository.split_once('/').ok_or_else(fault)?;
         let (revision, file) = rest.split_once('/').map_or((rest, None), |(revision, file)| (revision, Some(file)));

@@ -57,9 +57,12 @@ pub(crate) fn entries(file: &[u8]) -> Result<(BTreeMap<String, Entry>, Vec<Strin
     Ok((entries, notes))
 }
 
+/// A dictionary that holds tensors: the rank of its key, how many there are, where it is, its content.
+type Candidate<'a> = (usize, usize, String, &'a [(Id, Id)]);
+
 /// The dictionary of tensors in a checkpoint, and the keys that lead to it.
 fn state_dict(pickle: &Pickle) -> Result<(String, &[(Id, Id)])> {
-    let mut found: Vec<(usize, usize, String, &[(Id, Id)])> = Vec::new();
+    let mut found: Vec<Candidate<'_>> = Vec::new();
     let mut seen = BTreeSet::new();
     let mut queue = vec![(String::new(), pickle.root, 0)];
     while let Some((path, id, depth)) = queue.pop() {

@@ -10,6 +10,8 @@ use super::{Case, cases, images, labels, loss, values};
 const SIZE: usize = 48;
 const STEPS: u64 = 200;
 const RATE: f64 = 0.01;
+/// The accuracy that counts as learnt.
+const LEARNT: f64 = 0.99;
 
 /// Adam with the usual betas, on plain tensors.
 #[derive(Default)]
@@ -40,9 +42,8 @@ impl Adam {
     }
 }
 
-/// The share of counted labels that evaluation gets right; labels at the size of the logits.
-fn accuracy(network: &dyn Segmenter, images: &Tensor, labels: &Tensor) -> f64 {
-    let logits = network.forward(images, Mode::Eval).unwrap().logits;
+/// The share of counted labels that the logits get right; labels of their size.
+fn accuracy(logits: &Tensor, labels: &Tensor) -> f64 {
     let rows = logits.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
     let predicted: Vec<u32> = rows.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let truth: Vec<u8> = labels.flatten_all().unwrap().to_vec1().unwrap();
@@ -50,6 +51,22 @@ fn accuracy(network: &dyn Segmenter, images: &Tensor, labels: &Tensor) -> f64 {
     let counted = truth.iter().zip(&predicted).filter(|(truth, _)| **truth != 255);
     let right: Vec<bool> = counted.map(|(truth, predicted)| u32::from(*truth) == *predicted).collect();
     right.iter().filter(|right| **right).count() as f64 / right.len() as f64
+}
+
+/// The accuracy in evaluation. MobileNetV3's running statistics move by a hundredth of the way only: where training has
+/// learnt the images, they are given the time to arrive, without any further step.
+fn evaluated(network: &dyn Segmenter, images: &Tensor, labels: &Tensor) -> f64 {
+    let mut reached = 0.0;
+    for round in 0..=300 {
+        if round % 50 == 0 {
+            reached = accuracy(&network.forward(images, Mode::Eval).unwrap().logits, labels);
+        }
+        if reached >= LEARNT {
+            break;
+        }
+        network.forward(images, Mode::Train { seed: 1, step: 0 }).unwrap();
+    }
+    reached
 }
 
 /// Each label of 12×12 as a square of 4×4.
@@ -77,13 +94,16 @@ fn four_images_are_learnt_by_heart() {
             assert!(values(&loss)[0].is_finite(), "{} step {step}", case.name);
             adam.step(&case, &loss, step).unwrap();
             if step % 10 == 9 {
-                reached = accuracy(case.network.as_ref(), &x, &y);
-                println!("{}: step {step}, loss {:.4}, accuracy {reached:.4}", case.name, values(&loss)[0]);
-                if reached >= 0.99 {
+                let training = accuracy(&output.logits, &y);
+                if training >= LEARNT {
+                    reached = evaluated(case.network.as_ref(), &x, &y);
+                }
+                println!("{}: step {step}, loss {:.4}, accuracy {training:.4}", case.name, values(&loss)[0]);
+                if reached >= LEARNT {
                     break;
                 }
             }
         }
-        assert!(reached >= 0.99, "{}: accuracy {reached} after {STEPS} steps", case.name);
+        assert!(reached >= LEARNT, "{}: accuracy {reached} in evaluation after {STEPS} steps", case.name);
     }
 }

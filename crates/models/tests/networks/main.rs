@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod enet;
+mod equality;
 mod espnet;
 mod every_variant;
 mod learning;

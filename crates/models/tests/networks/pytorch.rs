@@ -1,6 +1,7 @@
 //! The networks compute what PyTorch computes: logits, gradients of all parameters, running statistics, in f64.
 //!
-//! `tests/reference/networks.py` made the numbers, with networks written from the papers in torch's own layers.
+//! `tests/reference/networks.py` made the numbers, with networks written from the papers in torch's own layers, and
+//! `decoders.py` those of torchvision's decoders on the same backbone.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use super::CLASSES;
 
 const REFERENCE: &str = include_str!("../reference/networks.json");
+const DECODERS: &str = include_str!("../reference/decoders.json");
 /// Both sides compute in f64; what is left is the order of sums, amplified by normalisations over few values.
 const RELATIVE: f64 = 1e-7;
 const ABSOLUTE: f64 = 1e-8;
@@ -139,6 +141,29 @@ fn networks_agree_with_pytorch() {
         ),
         ("pspnet_resnet18", pspnet(Architecture::ResNet18, Stem::Deep)),
         ("pspnet_resnet50_classic", pspnet(Architecture::ResNet50, Stem::Classic)),
+    ];
+    assert_eq!(reference.cases.len(), cases.len());
+    for (name, config) in cases {
+        check(config, &reference.cases[name], name);
+    }
+}
+
+#[test]
+fn decoders_agree_with_torchvision() {
+    let reference: Reference = serde_json::from_str(DECODERS).unwrap();
+    let settings = EncoderDecoderConfig {
+        backbone: Architecture::ResNet18,
+        output_stride: 8,
+        width: 0.0625,
+        head_channels: 5,
+        stem: Some(Stem::Classic),
+        aux: false,
+        dropout: 0.0,
+    };
+    let cases = [
+        ("deeplabv3_resnet18", ModelConfig::Deeplabv3(EncoderDecoderConfig { aux: true, ..settings })),
+        ("fcn_resnet18", ModelConfig::Fcn(EncoderDecoderConfig { head_channels: 8, ..settings })),
+        ("lraspp_resnet18", ModelConfig::Lraspp(settings)),
     ];
     assert_eq!(reference.cases.len(), cases.len());
     for (name, config) in cases {

@@ -115,7 +115,8 @@ pub(super) fn adjust_skd(
         *mean = (&*mean - checkpoint.tensor(AUX_BIAS)?)?;
         notes.push("the bias before the auxiliary head's normalisation was taken into its running mean".to_string());
     }
-    let names: Vec<String> = tensors.keys().filter_map(|name| name.strip_suffix(".running_var")).map(str::to_string).collect();
+    let names: Vec<String> =
+        tensors.keys().filter_map(|name| name.strip_suffix(".running_var")).map(str::to_string).collect();
     for name in names {
         if let Some(weight) = tensors.get_mut(&format!("{name}.weight")) {
             *weight = (weight.abs()? + ABN_EPS)?;

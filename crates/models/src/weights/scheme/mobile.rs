@@ -83,12 +83,7 @@ pub(super) fn timm_mobilenet_v3(name: &str) -> Place {
         return Place::Ours(ours);
     }
     mobilenet(name, &MOBILENET_V3, |stage| match stage {
-        0 => &[
-            ("conv_dw.", "block.0.0."),
-            ("bn1.", "block.0.1."),
-            ("conv_pw.", "block.1.0."),
-            ("bn2.", "block.1.1."),
-        ],
+        0 => &[("conv_dw.", "block.0.0."), ("bn1.", "block.0.1."), ("conv_pw.", "block.1.0."), ("bn2.", "block.1.1.")],
         _ if WITH_SQUEEZE.contains(&stage) => &[
             ("conv_pw.", "block.0.0."),
             ("bn1.", "block.0.1."),
