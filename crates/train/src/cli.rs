@@ -269,8 +269,14 @@ fn models(json: bool) -> Result<()> {
                     "role": variant.role,
                     "backbone": variant.backbone,
                     "description": variant.description,
+                    "output_stride": variant.output_stride(),
+                    "output_strides": variant.output_strides,
                     "parameters": variant.parameters,
+                    "multiply_adds": variant.multiply_adds,
+                    "multiply_adds_size": dsd_models::VARIANT_SIZE,
                     "parameters_source": variant.parameters_source,
+                    "source": variant.source,
+                    "weights": variant.weights,
                     "config": variant.config,
                 })
             })
@@ -278,13 +284,34 @@ fn models(json: bool) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
-    println!("{:22} {:18} {:11} {:>11}  description", "name", "role", "backbone", "parameters");
+    let [height, width] = dsd_models::VARIANT_SIZE;
+    println!(
+        "{:26} {:18} {:24} {:>13} {:>10} {:>10}",
+        "name", "role", "backbone", "output stride", "parameters", "mult.-adds"
+    );
     for variant in variants {
+        let others: Vec<String> = variant
+            .output_strides
+            .iter()
+            .filter(|stride| **stride != variant.output_stride())
+            .map(ToString::to_string)
+            .collect();
+        let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
         println!(
-            "{:22} {:18} {:11} {:>11}  {}",
-            variant.name, variant.role, variant.backbone, variant.parameters, variant.description
+            "{:26} {:18} {:24} {:>13} {:>8.2} M {:>8.2} G",
+            variant.name,
+            variant.role,
+            variant.backbone,
+            format!("{}{others}", variant.output_stride()),
+            variant.parameters as f64 / 1e6,
+            variant.multiply_adds as f64 / 1e9,
         );
+        println!("    {}; {}", variant.description, variant.source);
+        println!("    weights: {}", variant.weights);
     }
+    println!(
+        "19 classes; multiply-adds of one image of {height}x{width} without auxiliary head; other strides in brackets"
+    );
     Ok(())
 }
 

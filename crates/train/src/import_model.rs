@@ -15,8 +15,8 @@ pub struct ImportArguments {
     /// safetensors, what torch.save writes, the folder of a model, or hub:owner/name@revision[/file].
     #[arg(long, value_name = "SOURCE")]
     from: String,
-    /// A network of `dsd models`, or a backbone: resnet18, resnet34, resnet50, resnet101, mobilenetv2,
-    /// mobilenetv3_large, efficientnet_lite0.
+    /// A network of `dsd models`, a network's settings in JSON, or a backbone: resnet18, resnet34, resnet50, resnet101,
+    /// mobilenetv2, mobilenetv3_large, efficientnet_lite0.
     #[arg(long = "as", value_name = "ARCH")]
     architecture: String,
     /// What to take; of a backbone there is nothing else.
@@ -51,7 +51,10 @@ enum ImportPart {
 /// A source that does not fit; an input normalisation that nobody states, or that is stated differently.
 pub fn run(arguments: &ImportArguments) -> Result<()> {
     let ImportArguments { from, architecture, part, to, .. } = arguments;
-    let network = dsd_models::variant(architecture);
+    let network = match architecture.starts_with('{') {
+        true => Some(serde_json::from_str::<ModelConfig>(architecture).context("--as")?),
+        false => dsd_models::variant(architecture),
+    };
     let backbone = serde_json::from_value::<Architecture>(serde_json::Value::String(architecture.clone())).ok();
     match (network, backbone) {
         (Some(config), _) if *part == ImportPart::Everything => {

@@ -107,3 +107,111 @@ impl ProgressHandler for Bar {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::path::Path;
+
+    use super::*;
+    use crate::saved::sha256;
+    use crate::weights::source::read;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// Tag and content of the files of the repository `owner/name`, by name.
+    type Files = BTreeMap<&'static str, (String, Vec<u8>)>;
+
+    /// A hub with one repository on this machine; it ends with the test.
+    fn hub(files: Files) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                answer(&mut connection.unwrap(), &files);
+            }
+        });
+        endpoint
+    }
+
+    fn answer(connection: &mut TcpStream, files: &Files) {
+        let mut lines = BufReader::new(connection.try_clone().unwrap()).lines().map_while(std::io::Result::ok);
+        let request = lines.next().unwrap_or_default();
+        let _ = lines.find(String::is_empty);
+        let name = request.split(' ').nth(1).and_then(|path| path.strip_prefix("/owner/name/resolve/main/"));
+        let head = |status: &str, etag: &str, length: usize| {
+            format!(
+                "HTTP/1.1 {status}\r\netag: \"{etag}\"\r\nx-repo-commit: {COMMIT}\r\ncontent-length: {length}\r\n\
+                 connection: close\r\n\r\n"
+            )
+        };
+        match name.and_then(|name| files.get(name)) {
+            Some((etag, content)) => {
+                connection.write_all(head("200 OK", etag, content.len()).as_bytes()).unwrap();
+                if request.starts_with("GET") {
+                    connection.write_all(content).unwrap();
+                }
+            }
+            None => connection.write_all(head("404 Not Found", "", 0).as_bytes()).unwrap(),
+        }
+    }
+
+    fn place() -> Place {
+        Place::parse("owner/name@main").unwrap()
+    }
+
+    fn access(endpoint: String, cache: &Path, offline: bool) -> Access {
+        Access { endpoint: Some(endpoint), cache: Some(cache.to_path_buf()), offline }
+    }
+
+    #[test]
+    fn a_file_is_fetched_once_and_then_found_offline_with_timms_settings_beside_it() {
+        let content = b"the weights".to_vec();
+        let settings = br#"{"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#.to_vec();
+        let files = BTreeMap::from([
+            ("pytorch_model.bin", (sha256(&content), content.clone())),
+            ("config.json", ("a".repeat(40), settings)),
+        ]);
+        let cache = tempfile::tempdir().unwrap();
+        let path = fetch(&place(), &access(hub(files), cache.path(), false)).unwrap();
+        assert!(path.ends_with(format!("models--owner--name/snapshots/{COMMIT}/pytorch_model.bin")), "{path:?}");
+        let nowhere = "http://127.0.0.1:1".to_string();
+        let again = fetch(&place(), &access(nowhere, cache.path(), true)).unwrap();
+        assert_eq!(path, again);
+        let opened = read(&again, "hub:owner/name@main".to_string()).unwrap();
+        assert_eq!((opened.bytes.as_slice(), opened.sha256.clone()), (content.as_slice(), sha256(&content)));
+        assert_eq!(opened.normalisation.unwrap().mean, [0.5; 3]);
+    }
+
+    #[test]
+    fn content_that_is_not_what_it_is_called_is_refused() {
+        let files = BTreeMap::from([("model.safetensors", (sha256(b"the weights"), b"other bytes".to_vec()))]);
+        let cache = tempfile::tempdir().unwrap();
+        let path = fetch(&place(), &access(hub(files), cache.path(), false)).unwrap();
+        let message = read(&path, String::new()).err().unwrap().to_string();
+        assert!(message.contains("SHA-256") && message.contains("in the cache"), "{message}");
+    }
+
+    #[test]
+    fn what_is_in_a_made_cache_needs_no_hub_and_what_is_nowhere_is_an_error() {
+        let cache = tempfile::tempdir().unwrap();
+        let offline = access("http://127.0.0.1:1".to_string(), cache.path(), true);
+        let message = fetch(&place(), &offline).unwrap_err().to_string();
+        assert!(message.contains("hub:owner/name@main") && message.contains("HF_HUB_OFFLINE"), "{message}");
+        let repository = cache.path().join("models--owner--name");
+        let snapshot = repository.join("snapshots").join(COMMIT);
+        fs::create_dir_all(repository.join("refs")).unwrap();
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::write(repository.join("refs/main"), COMMIT).unwrap();
+        fs::write(snapshot.join("model.safetensors"), b"x").unwrap();
+        assert_eq!(fetch(&place(), &offline).unwrap(), snapshot.join("model.safetensors"));
+
+        let empty = tempfile::tempdir().unwrap();
+        let message = fetch(&place(), &access(hub(Files::new()), empty.path(), false)).unwrap_err().to_string();
+        assert!(message.contains("hub:owner/name@main") && message.contains("not found"), "{message}");
+    }
+}

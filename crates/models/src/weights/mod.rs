@@ -128,10 +128,14 @@ impl Wanted {
     }
 }
 
+/// Below this are the tensors of an auxiliary head.
+const AUX: &str = "aux.";
+
 /// Our names with theirs where both fit, and the report of all others.
 fn compare(checkpoint: &Checkpoint, scheme: Scheme, wanted: &Wanted) -> (BTreeMap<String, String>, Report) {
     let mut report = Report::new(scheme, wanted.part);
     let mut sources = BTreeMap::new();
+    let has_aux = wanted.all.keys().any(|name| name.starts_with(AUX));
     for (theirs, shape) in checkpoint.tensors() {
         match scheme.place(theirs) {
             Place::Counter => report.ignored.push(theirs.to_string()),
@@ -142,6 +146,8 @@ fn compare(checkpoint: &Checkpoint, scheme: Scheme, wanted: &Wanted) -> (BTreeMa
             Place::PartOf(_) => report.outside.push(theirs.to_string()),
             Place::Unknown => report.unexpected.push(theirs.to_string()),
             Place::Ours(ours) => match wanted.all.get(&ours) {
+                // A head that helps training alone may be left behind.
+                None if ours.starts_with(AUX) && !has_aux => report.outside.push(theirs.to_string()),
                 None => report.unexpected.push(theirs.to_string()),
                 Some(_) if !wanted.contains(&ours) => report.outside.push(theirs.to_string()),
                 Some(expected) if expected != shape => report.wrong_shape.push(WrongShape {

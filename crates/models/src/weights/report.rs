@@ -86,7 +86,8 @@ impl Report {
             Part::Backbone => "",
             Part::AllButClassifiers => "; ask for the part `backbone` to take the backbone alone",
             Part::Everything => {
-                "; ask for the part `backbone` to take the backbone alone, or `all-but-classifiers` for other classes"
+                "; ask for the part `backbone` to take the backbone alone (or, in a program, `all-but-classifiers` for \
+                 other classes)"
             }
         };
         let (part, scheme, matched) = (self.part.name(), self.scheme.name(), self.matched.len());

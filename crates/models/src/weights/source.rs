@@ -22,23 +22,25 @@ pub(crate) struct Opened {
 }
 
 pub(crate) fn open(source: &str) -> Result<Opened> {
-    let (path, origin) = match source.strip_prefix(HUB) {
-        Some(place) => (fetched(&Place::parse(place)?)?, source.to_string()),
-        None => {
-            let path = Path::new(source);
-            let path = if path.is_dir() { path.join(WEIGHTS_FILE) } else { path.to_path_buf() };
-            let origin = path.display().to_string();
-            (path, origin)
-        }
-    };
-    let bytes = fs::read(&path).map_err(io(&path, "cannot read the weights"))?;
+    if let Some(place) = source.strip_prefix(HUB) {
+        return read(&fetched(&Place::parse(place)?)?, source.to_string());
+    }
+    let path = Path::new(source);
+    let path = if path.is_dir() { path.join(WEIGHTS_FILE) } else { path.to_path_buf() };
+    let origin = path.display().to_string();
+    read(&path, origin)
+}
+
+/// Reads a file and what the files beside it say of it.
+pub(crate) fn read(path: &Path, origin: String) -> Result<Opened> {
+    let bytes = fs::read(path).map_err(io(path, "cannot read the weights"))?;
     let sha256 = sha256(&bytes);
-    check_blob(&path, &sha256)?;
+    check_blob(path, &sha256)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     // The card speaks for the folder's own weights alone, and then it has to be right.
     let card = if path.file_name() == Some(WEIGHTS_FILE.as_ref()) { json(&folder.join(CARD_FILE)) } else { None };
     let normalisation = match card.filter(|card| card.get("weights_sha256").is_some()) {
-        Some(card) => Some(of_card(&path, card, &sha256)?),
+        Some(card) => Some(of_card(path, card, &sha256)?),
         None => json(&folder.join(TIMM_SETTINGS)).and_then(|settings| of_timm(&settings)),
     };
     Ok(Opened { origin, bytes, sha256, normalisation })
@@ -96,7 +98,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let fault = || {
             Error::source(&format!("{HUB}{text}"), "expected hub:owner/name@revision or hub:owner/name@revision/file")
         };

@@ -247,6 +247,14 @@ fn torchvisions_decoders_and_heads_have_their_places() {
 }
 
 #[test]
+fn an_auxiliary_head_may_be_left_behind() {
+    let ModelConfig::Fcn(settings) = resnet50(ModelConfig::Fcn, 512) else { panic!("another network") };
+    let config = ModelConfig::Fcn(EncoderDecoderConfig { aux: false, ..settings });
+    let report = report(&published("torchvision fcn_resnet50"), &config, 21, Part::Everything);
+    assert_eq!((report.outside.len(), report.unexpected.len()), (7, 0), "{report}");
+}
+
+#[test]
 fn torchvisions_lraspp_is_complete() {
     let ModelConfig::Deeplabv3(resnet) = resnet50(ModelConfig::Deeplabv3, 128) else { panic!("another network") };
     let backbone = Architecture::MobileNetV3Large;

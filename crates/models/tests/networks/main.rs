@@ -11,6 +11,7 @@ mod pytorch;
 mod resnet;
 mod saved;
 mod variants;
+mod weights;
 
 use candle_core::{DType, Device, Tensor};
 use dsd_models::{ModelConfig, Output, ParamStore, Segmenter, build, variant, variants};

@@ -15,7 +15,7 @@ use crate::{Normalisation, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// Ours, as [`crate::save`] writes them; ESPNet's published names are the same.
+    /// Ours, as [`crate::save`] writes them; those of the public ESPNet and PyTorch-ENet are the same.
     Own,
     /// Image classifiers: ResNets of torchvision and timm, with the deep stem those of published segmentation codes,
     /// and torchvision's MobileNets; the encoder of a network of segmentation_models.pytorch.
