@@ -15,8 +15,8 @@ pub struct ImportArguments {
     /// safetensors, what torch.save writes, the folder of a model, or hub:owner/name@revision[/file].
     #[arg(long, value_name = "SOURCE")]
     from: String,
-    /// A network of `dsd models`, a network's settings in JSON, or a backbone: resnet18, resnet34, resnet50, resnet101,
-    /// mobilenetv2, mobilenetv3_large, efficientnet_lite0.
+    /// A network of `dsd models`, a network's settings in JSON, or a backbone: resnet18, resnet34, resnet50, resnet101, mobilenetv2,
+    /// mobilenetv3_large, efficientnet_lite0.
     #[arg(long = "as", value_name = "ARCH")]
     architecture: String,
     /// What to take; of a backbone there is nothing else.

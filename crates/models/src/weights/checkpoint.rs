@@ -90,6 +90,8 @@ pub(crate) struct Checkpoint {
 const LONGEST_HEADER: u64 = 16 << 20;
 /// What wrappers and training programs put before all names.
 const PREFIXES: [&str; 7] = ["module", "model", "network", "net", "state_dict", "student", "_orig_mod"];
+/// How many of them may stand behind each other.
+const MOST_PREFIXES: usize = 4;
 
 impl Checkpoint {
     /// Recognises the format by its first bytes and reads names, shapes and places.
@@ -105,7 +107,8 @@ impl Checkpoint {
             safetensors_entries(&bytes).map(|entries| (entries, vec![]))
         };
         let (mut entries, mut notes) = read.map_err(|message| Error::source(origin, message))?;
-        while let Some(prefix) = shared_prefix(&entries) {
+        for _ in 0..MOST_PREFIXES {
+            let Some(prefix) = shared_prefix(&entries) else { break };
             notes.push(format!("the prefix {prefix:?} of all names was taken off"));
             let stripped = entries.into_iter().map(|(name, entry)| (name[prefix.len()..].to_string(), entry));
             entries = stripped.collect();

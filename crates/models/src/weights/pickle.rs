@@ -64,6 +64,13 @@ impl Pickle {
         }
     }
 
+    pub(crate) fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
+        match self.get(id) {
+            Value::Dict(pairs) => Some(pairs),
+            _ => None,
+        }
+    }
+
     /// The name of what would be called, and its arguments.
     pub(crate) fn call(&self, id: Id) -> Option<(&str, &[Id])> {
         match self.get(id) {

@@ -91,6 +91,44 @@ fn a_stored_bit_that_fell_over_is_found() {
     assert!(Checkpoint::parse("x", bytes).err().unwrap().to_string().contains("CRC-32"));
 }
 
+/// A stored zip file of one member: its local header, the directory and the end.
+fn zip_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let sizes = [zip::crc32(content), content.len() as u32, content.len() as u32].map(u32::to_le_bytes).concat();
+    let lengths = [name.len() as u16, 0].map(u16::to_le_bytes).concat();
+    let mut bytes = [b"PK\x03\x04", &[0; 10][..], &sizes, &lengths, name.as_bytes(), content].concat();
+    let directory = [b"PK\x01\x02", &[0; 12][..], &sizes, &lengths, &[0; 14], name.as_bytes()].concat();
+    let (at, length) = (bytes.len() as u32, directory.len() as u32);
+    bytes.extend(directory);
+    bytes.extend(
+        [b"PK\x05\x06", &[0; 4][..], &[1, 0, 1, 0], &length.to_le_bytes(), &at.to_le_bytes(), &[0; 2]].concat(),
+    );
+    bytes
+}
+
+/// A short pickle can say one long thing a million times; what is copied of it has a limit.
+#[test]
+fn repetition_in_a_pickle_is_not_multiplied() {
+    // A dictionary that holds itself under many keys, and a tensor of 100 000 axes under many names.
+    let mut dict = b"\x80\x02}q\x00(".to_vec();
+    for index in 0..20_000u32 {
+        dict.extend(format!("X\x05\x00\x00\x00{index:05}h\x00").bytes());
+    }
+    dict.extend(b"u.");
+    let mut axes = b"\x80\x02(".to_vec();
+    axes.extend(b"K\x01".repeat(100_000));
+    axes.extend(b"tq\x010ctorch._utils\n_rebuild_tensor_v2\n(NK\x00h\x01h\x01tRq\x020}(");
+    for index in 0..20_000u32 {
+        axes.extend(format!("X\x05\x00\x00\x00{index:05}h\x02").bytes());
+    }
+    axes.extend(b"u.");
+    for (pickle, part) in [(dict, "no tensors"), (axes, "unknown form")] {
+        let message = Checkpoint::parse("x", zip_of("a/data.pkl", &pickle)).err().unwrap().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    let long = zip_of("a/data.pkl", &vec![b'N'; (16 << 20) + 1]);
+    assert!(Checkpoint::parse("x", long).err().unwrap().to_string().contains("expected at most"));
+}
+
 /// Neither a panic nor more memory than the file is long, whatever is changed: each mutant is an error or is read.
 #[test]
 fn a_thousand_mutants_of_each_format_are_errors_or_checkpoints() {

@@ -21,6 +21,12 @@ const USUAL_KEYS: [&str; 9] =
     ["state_dict", "model_state_dict", "model_state", "model", "network", "net", "student", "params", "weights"];
 /// How deep dictionaries are searched.
 const DEEPEST: usize = 4;
+/// The longest pickle that is read, in bytes: a network of 10 000 tensors has a tenth of it.
+const LONGEST_PICKLE: usize = 16 << 20;
+/// The most axes that a tensor has, and the longest name that a zip file can hold. Values can occur any number of times
+/// in a pickle: without limits for what is copied, a short file could fill the memory.
+const MOST_AXES: usize = 8;
+const LONGEST_NAME: usize = 0xffff;
 
 /// Whether the bytes are of the format that PyTorch wrote before version 1.6.
 pub(crate) fn is_old_format(file: &[u8]) -> bool {
@@ -43,12 +49,16 @@ pub(crate) fn entries(file: &[u8]) -> Result<(BTreeMap<String, Entry>, Vec<Strin
     {
         return Err("a checkpoint of a big-endian machine; save it again on another".to_string());
     }
+    if member.range.len() > LONGEST_PICKLE {
+        return Err(format!("{name} has {} bytes, expected at most {LONGEST_PICKLE}", member.range.len()));
+    }
     let pickle = pickle::parse(member.verified(file, name)?)?;
     let (path, dict) = state_dict(&pickle)?;
     let mut storages = Storages { file, prefix, members: &members, verified: BTreeSet::new() };
     let mut entries = BTreeMap::new();
     for &(key, value) in dict {
-        if let (Some(key), Some(arguments)) = (pickle.text(key), tensor(&pickle, value)) {
+        let key = pickle.text(key).filter(|key| key.len() <= LONGEST_NAME);
+        if let (Some(key), Some(arguments)) = (key, tensor(&pickle, value)) {
             let entry = storages.entry(&pickle, arguments).map_err(|message| format!("{key}: {message}"))?;
             entries.insert(key.to_string(), entry);
         }
@@ -57,37 +67,44 @@ pub(crate) fn entries(file: &[u8]) -> Result<(BTreeMap<String, Entry>, Vec<Strin
     Ok((entries, notes))
 }
 
-/// A dictionary that holds tensors: the rank of its key, how many there are, where it is, its content.
-type Candidate<'a> = (usize, usize, String, &'a [(Id, Id)]);
+/// A dictionary on the way down.
+struct Level {
+    /// The dictionary that it is in, and the key there; absent at the root.
+    parent: Option<(usize, Id)>,
+    dict: Id,
+    depth: usize,
+    tensors: usize,
+}
 
 /// The dictionary of tensors in a checkpoint, and the keys that lead to it.
 fn state_dict(pickle: &Pickle) -> Result<(String, &[(Id, Id)])> {
-    let mut found: Vec<Candidate<'_>> = Vec::new();
-    let mut seen = BTreeSet::new();
-    let mut queue = vec![(String::new(), pickle.root, 0)];
-    while let Some((path, id, depth)) = queue.pop() {
-        let Value::Dict(pairs) = pickle.get(id) else { continue };
-        if !seen.insert(id) {
-            continue;
-        }
-        let tensors =
-            pairs.iter().filter(|(key, value)| pickle.text(*key).is_some() && tensor(pickle, *value).is_some()).count();
-        if tensors > 0 {
-            let last = path.rsplit('.').next().unwrap_or_default();
-            let rank = USUAL_KEYS.iter().position(|usual| *usual == last).unwrap_or(USUAL_KEYS.len());
-            found.push((rank, tensors, path.clone(), pairs));
-        }
-        for (key, value) in pairs {
-            if let Some(key) = pickle.text(*key).filter(|key| depth < DEEPEST && !key.contains("optim")) {
-                let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-                queue.push((path, *value, depth + 1));
+    let mut seen = BTreeSet::from([pickle.root]);
+    let mut levels = vec![Level { parent: None, dict: pickle.root, depth: 0, tensors: 0 }];
+    let mut next = 0;
+    while let Some(&Level { dict, depth, .. }) = levels.get(next) {
+        for &(key, value) in pickle.dict(dict).unwrap_or_default() {
+            let Some(text) = pickle.text(key) else { continue };
+            if tensor(pickle, value).is_some() {
+                levels[next].tensors += 1;
+            } else if depth < DEEPEST && pickle.dict(value).is_some() && !text.contains("optim") && seen.insert(value) {
+                levels.push(Level { parent: Some((next, key)), dict: value, depth: depth + 1, tensors: 0 });
             }
         }
+        next += 1;
     }
-    // The likeliest key, then the most tensors.
-    let best = found.into_iter().min_by(|a, b| (a.0, b.1, &a.2).cmp(&(b.0, a.1, &b.2)));
-    if let Some((_, _, path, pairs)) = best {
-        return Ok((path, pairs));
+    // The likeliest key, then the most tensors, then the one that is met first.
+    let key = |level: &Level| level.parent.and_then(|(_, key)| pickle.text(key)).unwrap_or_default();
+    let rank = |level: &Level| USUAL_KEYS.iter().position(|usual| *usual == key(level)).unwrap_or(USUAL_KEYS.len());
+    let with_tensors = levels.iter().filter(|level| level.tensors > 0);
+    if let Some(best) = with_tensors.min_by_key(|level| (rank(level), usize::MAX - level.tensors)) {
+        let mut keys = Vec::new();
+        let mut level = best;
+        while let Some((parent, _)) = level.parent {
+            keys.push(key(level));
+            level = &levels[parent];
+        }
+        keys.reverse();
+        return Ok((keys.join("."), pickle.dict(best.dict).unwrap_or_default()));
     }
     Err(match pickle.call(pickle.root) {
         Some((name, _)) => format!("a whole object of class {name}, not its tensors; save its state_dict() instead"),
@@ -122,7 +139,10 @@ impl Storages<'_> {
     fn entry(&mut self, pickle: &Pickle, arguments: &[Id]) -> Result<Entry> {
         let unknown = || "a tensor of an unknown form".to_string();
         let [storage, offset, sizes, strides, ..] = arguments else { return Err(unknown()) };
-        let numbers = |id: Id| pickle.tuple(id)?.iter().map(|&item| pickle.int(item)).collect::<Option<Vec<_>>>();
+        let numbers = |id: Id| {
+            let items = pickle.tuple(id).filter(|items| items.len() <= MOST_AXES)?;
+            items.iter().map(|&item| pickle.int(item)).collect::<Option<Vec<_>>>()
+        };
         let offset = pickle.int(*offset).ok_or_else(unknown)?;
         let (shape, strides) = (numbers(*sizes).ok_or_else(unknown)?, numbers(*strides).ok_or_else(unknown)?);
         let Value::Persistent(reference) = pickle.get(*storage) else { return Err(unknown()) };
@@ -135,7 +155,8 @@ impl Storages<'_> {
             "torch.BFloat16Storage" => Element::Bf16,
             _ => Element::Other,
         };
-        let member_name = format!("{}data/{}", self.prefix, pickle.text(key).ok_or_else(unknown)?);
+        let key = pickle.text(key).filter(|key| key.len() <= LONGEST_NAME).ok_or_else(unknown)?;
+        let member_name = format!("{}data/{key}", self.prefix);
         let member = self.members.get(&member_name).ok_or_else(|| format!("its storage {member_name} is missing"))?;
         if element != Element::Other && !self.verified.contains(&member_name) {
             member.verified(self.file, &member_name)?;

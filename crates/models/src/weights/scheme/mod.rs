@@ -87,8 +87,14 @@ const LITE: Normalisation = Normalisation { mean: [127.0 / 255.0; 3], std: [128.
 /// timm's settings of `tf_efficientnet_lite0`.
 const HALF: Normalisation = Normalisation { mean: [0.5; 3], std: [0.5; 3] };
 /// x in 0–255 minus Caffe's mean of ImageNet, here in the order R, G, B.
-const CAFFE: Normalisation =
-    Normalisation { mean: [122.678_92 / 255.0, 116.668_77 / 255.0, 104.006_99 / 255.0], std: [1.0 / 255.0; 3] };
+const CAFFE: Normalisation = Normalisation {
+    mean: [
+        (122.678_914_34_f64 / 255.0) as f32,
+        (116.668_767_62_f64 / 255.0) as f32,
+        (104.006_987_93_f64 / 255.0) as f32,
+    ],
+    std: [1.0 / 255.0; 3],
+};
 
 impl Scheme {
     pub(crate) const ALL: [Self; 11] = [
