@@ -5,6 +5,7 @@
 mod bench;
 mod camvid;
 mod folders;
+mod imports;
 mod models;
 mod program;
 mod refusals;

@@ -1,7 +1,8 @@
 //! Multiply-adds of a network, counted by a forward pass that computes nothing.
 //!
-//! While a thread counts, a convolution adds what it would compute to the count and gives zeros of the right shape, and
-//! batch normalisation gives its input back. All else runs as always, so sizes are those of the network itself.
+//! While a thread counts, a convolution adds what it would compute to the count and gives zeros of the right shape;
+//! batch normalisation and the sum of a residual block give an input back. All else runs as always, so sizes are those
+//! of the network itself.
 
 use std::cell::Cell;
 

@@ -70,8 +70,7 @@ const ESPNET: EspnetConfig = EspnetConfig { width: 1.0, decoder: true, p: 2, q: 
 
 const STRIDES: &[usize] = &[8, 16, 32];
 
-const PSPNET_SOURCE: &str = "Zhao et al., CVPR 2017, with the stem and the channels of the distillation codes \
-                             (SKD, IFVD, CIRKD)";
+const PSPNET_SOURCE: &str = "Zhao et al., CVPR 2017, as in the SKD and IFVD codes";
 const DEEPLABV3_SOURCE: &str = "Chen et al., arXiv 1706.05587, as in torchvision";
 
 const MOBILENETV2_SOURCE: &str = "Zhao et al., CVPR 2017; Sandler et al., CVPR 2018";
@@ -164,7 +163,7 @@ static VARIANTS: [Variant; 16] = [
         parameters: 4_216_614,
         multiply_adds: 9_088_712_704,
         parameters_source: "timm's EfficientNet-Lite0 with pyramid pooling in PyTorch",
-        source: "Zhao et al., CVPR 2017; Tan and Le, ICML 2019, in the form of the TensorFlow repository (\"lite\")",
+        source: "Zhao et al., CVPR 2017; Tan and Le, ICML 2019 (Lite: TensorFlow's code)",
         weights: "backbone: timm tf_efficientnet_lite0, or the package efficientnet_lite_pytorch",
         config: ModelConfig::Pspnet(EncoderDecoderConfig { backbone: Architecture::EfficientNetLite0, ..MOBILE }),
     },

@@ -45,7 +45,7 @@ enum ImportPart {
     Backbone,
 }
 
-/// Reads, prints the report, writes the folder.
+/// Reads, writes the folder, prints the report.
 ///
 /// # Errors
 /// A source that does not fit; an input normalisation that nobody states, or that is stated differently.
@@ -60,7 +60,6 @@ pub fn run(arguments: &ImportArguments) -> Result<()> {
         (Some(config), _) if *part == ImportPart::Everything => {
             let classes = classes(arguments.classes.as_deref())?;
             let taken = weights::load(from, &config, classes.len(), Part::Everything)?;
-            print!("{}", taken.report);
             let card = ModelCard {
                 format_version: FORMAT_VERSION,
                 model: config,
@@ -70,6 +69,7 @@ pub fn run(arguments: &ImportArguments) -> Result<()> {
                 training: serde_json::json!({ "imported": Imported::from(&taken.report) }),
             };
             dsd_models::save(to, &card, &taken.tensors)?;
+            print!("{}", taken.report);
         }
         (Some(config), _) => import_backbone(arguments, &[config])?,
         (None, Some(backbone)) => import_backbone(arguments, &alone(backbone, arguments.width))?,
@@ -97,10 +97,11 @@ fn import_backbone(arguments: &ImportArguments, candidates: &[ModelConfig]) -> R
     for config in candidates {
         match weights::load(&arguments.from, config, 1, Part::Backbone) {
             Ok(taken) => {
-                print!("{}", taken.report);
                 let normalisation = normalisation(arguments, &taken)?;
                 let card = BackboneCard::new(config, normalisation, Imported::from(&taken.report))?;
-                return Ok(weights::save_backbone(&arguments.to, &card, &taken.tensors)?);
+                weights::save_backbone(&arguments.to, &card, &taken.tensors)?;
+                print!("{}", taken.report);
+                return Ok(());
             }
             Err(error) => refused = refused.or(Some(error)),
         }

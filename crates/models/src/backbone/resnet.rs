@@ -18,7 +18,7 @@ use dsd_ops::{Activation, PoolOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Backbone;
-use crate::layers::{Conv2dConfig, ConvBn};
+use crate::layers::{Conv2dConfig, ConvBn, add_relu};
 use crate::{Error, Feature, Mode, Result};
 
 /// Which ResNet.
@@ -246,6 +246,6 @@ impl Block {
             Some(layer) => layer.forward(x, mode)?,
             None => x.clone(),
         };
-        Ok(dsd_ops::add_relu(&residual, &shortcut)?)
+        add_relu(&residual, &shortcut)
     }
 }

@@ -5,6 +5,11 @@
 //! paper has a quarter of the input). With them, deep stem and 19 classes, PSPNet-ResNet-101 has 65.71 M parameters
 //! (70.44 M with the auxiliary head) at 512 head channels, PSPNet-ResNet-18 12.77 M (13.07 M) at 128.
 //!
+//! Against other forms of the module: those codes put the feature after the branches, here it comes first, and the
+//! SKD and IFVD codes have a leaky ReLU of slope 0.01 after their fused normalisation, here it is a ReLU;
+//! the CIRKD code has a quarter of the input channels in each branch, the feature first; segmentation_models_pytorch
+//! has a quarter too, the feature last, and no normalisation after the 1×1 bin.
+//!
 //! Logits, all gradients and running statistics agree with PyTorch in f64 (`tests/reference/networks.py`).
 
 use candle_core::Tensor;

@@ -35,7 +35,7 @@ struct Expected {
 }
 
 /// Numbers in [-1, 1) that belong to a name: SplitMix64 from the hash of the name.
-fn signed(name: &str, shape: &[usize]) -> Tensor {
+pub(super) fn signed(name: &str, shape: &[usize]) -> Tensor {
     let key = name_hash(name);
     let number = |index: usize| {
         let mut z = key.wrapping_add((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -48,7 +48,7 @@ fn signed(name: &str, shape: &[usize]) -> Tensor {
     Tensor::from_vec(elements, shape, &Device::Cpu).unwrap()
 }
 
-fn weights(name: &str, shape: &[usize]) -> Tensor {
+pub(super) fn weights(name: &str, shape: &[usize]) -> Tensor {
     let value = signed(name, shape);
     if shape.len() >= 2 {
         let fan: usize = shape[1..].iter().product();
@@ -60,11 +60,11 @@ fn weights(name: &str, shape: &[usize]) -> Tensor {
     }
 }
 
-fn project(name: &str, tensor: &Tensor) -> Tensor {
+pub(super) fn project(name: &str, tensor: &Tensor) -> Tensor {
     (tensor * signed(&format!("cotangent of {name}"), tensor.dims())).unwrap().sum_all().unwrap()
 }
 
-fn scalar(tensor: &Tensor) -> f64 {
+pub(super) fn scalar(tensor: &Tensor) -> f64 {
     tensor.to_scalar().unwrap()
 }
 
