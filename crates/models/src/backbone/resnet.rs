@@ -10,7 +10,8 @@
 //! A stage that keeps its resolution multiplies the dilation instead: its first 3×3 convolution, the one that would
 //! have had the stride, keeps the dilation of the stage before, all later ones have the new one. So every tap looks at
 //! the positions at which it would have looked with the stride, in bottlenecks and basic blocks alike (torchvision
-//! states the rule for bottlenecks only; the published distillation codes use it for both).
+//! states the rule for bottlenecks only; CIRKD's code uses it for both, SKD's and IFVD's dilate a stage from its first
+//! convolution on).
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
