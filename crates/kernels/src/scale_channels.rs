@@ -1,7 +1,7 @@
-//! Each plane times its own number: y[n,c,…] = x[n,c,…] · scale[n,c], as squeeze-and-excitation and gates on pooled
+//! Each plane times its own number: `y[n,c,…] = x[n,c,…] · scale[n,c]`, as squeeze-and-excitation and gates on pooled
 //! features need it.
 //!
-//! dx = g · scale; dscale[n,c] = Σ over the plane of g · x.
+//! `dx = g · scale`; `dscale[n,c]` = Σ over the plane of g · x.
 
 use rayon::prelude::*;
 

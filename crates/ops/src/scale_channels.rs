@@ -11,7 +11,7 @@ use crate::{Error, Result, check};
 
 const OP: &str = "scale_channels";
 
-/// y[n,c,i,j] = x[n,c,i,j] · scale[n,c].
+/// `y[n,c,i,j] = x[n,c,i,j] · scale[n,c]`.
 ///
 /// # Shapes
 /// x: `[N,C,H,W]`, f32 or f64. scale: `[N,C,1,1]`, of the type of x. The result has the shape of x.
