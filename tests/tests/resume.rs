@@ -1,29 +1,43 @@
 //! Stopping, continuing and repeating a run: the result is the same to the byte. And what is not continued.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use crate::program::{TINY, dsd, json, refuse, succeed, text, train};
 
-/// What a run leaves that must not depend on how often it was stopped.
-const FILES: [&str; 8] = [
-    "recipe.toml",
-    "log.jsonl",
-    "teacher/best/model.safetensors",
-    "teacher/best/model.json",
-    "baseline/best/model.safetensors",
-    "baseline/best/model.json",
-    "distilled/best/model.safetensors",
-    "distilled/best/model.json",
-];
-
-fn assert_same(run: &Path, other: &Path) {
-    for file in FILES {
-        let read = |folder: &Path| fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert!(read(run) == read(other), "{file} differs");
+/// All files of a run by their paths in it, apart from those that hold times.
+fn files(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![run.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for item in fs::read_dir(&folder).unwrap() {
+            let path = item.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !["times.json", "report.html"].contains(&name) {
+                let inside = path.strip_prefix(run).unwrap().to_str().unwrap().to_string();
+                found.insert(inside, fs::read(&path).unwrap());
+            }
+        }
     }
-    let metrics = |folder: &Path| json(&folder.join("metrics.json"));
-    assert_eq!(metrics(run), metrics(other));
+    found
+}
+
+/// Two runs left the same files with the same bytes.
+pub(crate) fn assert_same(run: &Path, other: &Path) {
+    let (one, two) = (files(run), files(other));
+    let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&one), names(&two));
+    // Each of the networks: model, card, metrics, end mark, a checkpoint of four files; and those of the whole run.
+    for name in ["recipe.toml", "log.jsonl", "metrics.json", "distilled/best/model.safetensors", "baseline/done.json"] {
+        assert!(one.contains_key(name), "no {name}");
+    }
+    assert!(one.len() >= 30, "{} files", one.len());
+    for (name, bytes) in &one {
+        assert!(*bytes == two[name], "{name} differs");
+    }
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn the_page_can_be_written_again_from_the_folder() {
     let copy = tempfile::tempdir().unwrap();
     let files = ["recipe.toml", "environment.json", "log.jsonl", "metrics.json"].map(String::from);
     let of_roles = ROLES.iter().flat_map(|role| {
-        ["done.json", "best/model.json", "best/model.safetensors", "best/metrics.json"]
+        ["done.json", "times.json", "best/model.json", "best/model.safetensors", "best/metrics.json"]
             .map(|file| format!("{role}/{file}"))
     });
     for file in files.into_iter().chain(of_roles) {

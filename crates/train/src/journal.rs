@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::State;
 use crate::{Error, Result};
 
 /// A line of the log.
@@ -40,14 +41,6 @@ pub(crate) enum Line {
     },
 }
 
-impl Line {
-    fn place(&self) -> (&str, u64) {
-        match self {
-            Self::Step { role, step, .. } | Self::Evaluation { role, step, .. } => (role, *step),
-        }
-    }
-}
-
 /// The open log of a run.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -71,13 +64,26 @@ impl Journal {
         self.file.write_all(text.as_bytes()).map_err(|error| Error::file(&self.path, error))
     }
 
-    /// Drops what a stage wrote after `step`: a continued stage writes those lines again.
-    pub(crate) fn rewind(&mut self, role: &str, step: u64) -> Result<()> {
+    /// Returns when all lines are on the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|error| Error::file(&self.path, error))
+    }
+
+    /// Drops what a stage wrote after the state from which it goes on: it writes those lines again.
+    pub(crate) fn rewind(&mut self, role: &str, state: &State) -> Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let mut text = String::new();
-        for (kept, line) in read_texts(folder)? {
-            let (line_role, line_step) = line.place();
-            if line_role != role || line_step <= step {
+        let (lines, damage) = read_texts(folder)?;
+        if let Some(damage) = damage {
+            // What a checkpoint counts as done was on the disk before it: this lies behind it and is written again.
+            tracing::warn!("dropped the end of the log: {damage}");
+        }
+        for (kept, line) in lines {
+            let done = match &line {
+                Line::Step { role: of, step, .. } => of != role || *step <= state.step,
+                Line::Evaluation { role: of, step, .. } => of != role || *step <= state.evaluated,
+            };
+            if done {
                 // As it was written: a number that is read and written again can change in its last digit.
                 text.push_str(&kept);
                 text.push('\n');
@@ -91,29 +97,35 @@ impl Journal {
 
 /// The lines of a run's log; a last line that was cut off by a crash is left out.
 pub(crate) fn read(folder: &Path) -> Result<Vec<Line>> {
-    Ok(read_texts(folder)?.into_iter().map(|(_, line)| line).collect())
+    match read_texts(folder)? {
+        (lines, None) => Ok(lines.into_iter().map(|(_, line)| line).collect()),
+        (_, Some(damage)) => Err(damage),
+    }
 }
 
-/// The lines of a run's log with their texts.
-fn read_texts(folder: &Path) -> Result<Vec<(String, Line)>> {
+/// A line with the text that it was read from.
+type WithText = (String, Line);
+
+/// The lines of a run's log, up to the first that is none, and what is wrong with that one.
+fn read_texts(folder: &Path) -> Result<(Vec<WithText>, Option<Error>)> {
     let path = folder.join("log.jsonl");
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), None)),
         Err(error) => return Err(Error::file(&path, error)),
     };
-    let texts: Vec<String> =
-        BufReader::new(file).lines().collect::<std::io::Result<_>>().map_err(|error| Error::file(&path, error))?;
-    let mut lines = Vec::with_capacity(texts.len());
-    let count = texts.len();
-    for (index, text) in texts.into_iter().enumerate() {
-        match serde_json::from_str(&text) {
-            Ok(line) => lines.push((text, line)),
-            Err(_) if index + 1 == count => {}
-            Err(error) => return Err(Error::file(&path, format!("line {}: {error}", index + 1))),
+    let mut lines = Vec::new();
+    for (index, bytes) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        // Only the last one can lack its end: the process was killed while it wrote.
+        let Some(bytes) = bytes.strip_suffix(b"\n") else { break };
+        let wrong = |error: String| Some(Error::file(&path, format!("line {}: {error}", index + 1)));
+        match (std::str::from_utf8(bytes), serde_json::from_slice(bytes)) {
+            (Ok(text), Ok(line)) => lines.push((text.to_string(), line)),
+            (Err(error), _) => return Ok((lines, wrong(error.to_string()))),
+            (_, Err(error)) => return Ok((lines, wrong(error.to_string()))),
         }
     }
-    Ok(lines)
+    Ok((lines, None))
 }
 
 #[cfg(test)]
@@ -132,10 +144,37 @@ mod tests {
             journal.write(&line).unwrap();
         }
         journal.file.write_all(b"{\"event\":\"eval").unwrap();
-        journal.rewind("baseline", 1).unwrap();
+        let at = |step| State { step, evaluated: step, ..State::default() };
+        journal.rewind("baseline", &at(1)).unwrap();
         journal.write(&evaluation("baseline", 2)).unwrap();
         let expected = vec![evaluation("teacher", 9), evaluation("baseline", 1), evaluation("baseline", 2)];
         assert_eq!(read(folder.path()).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_evaluation_that_is_made_again_is_logged_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path()).unwrap();
+        journal.write(&evaluation("teacher", 2)).unwrap();
+        // Stopped within the evaluation of step 4: the checkpoint of step 4 knows that of step 2.
+        journal.write(&evaluation("teacher", 4)).unwrap();
+        journal.rewind("teacher", &State { step: 4, evaluated: 2, ..State::default() }).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), [evaluation("teacher", 2)]);
+    }
+
+    #[test]
+    fn a_damaged_line_is_an_error_to_a_reader_and_the_end_of_the_log_to_a_continued_run() {
+        for damage in [b"{\"event\":\n".as_slice(), b"\0\0\0\n", b"\xff\n"] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut journal = Journal::open(folder.path()).unwrap();
+            journal.write(&evaluation("teacher", 2)).unwrap();
+            journal.file.write_all(damage).unwrap();
+            journal.write(&evaluation("teacher", 4)).unwrap();
+            let message = read(folder.path()).unwrap_err().to_string();
+            assert!(message.contains("log.jsonl: line 2"), "{message}");
+            journal.rewind("teacher", &State { step: 2, evaluated: 2, ..State::default() }).unwrap();
+            assert_eq!(read(folder.path()).unwrap(), [evaluation("teacher", 2)]);
+        }
     }
 
     #[test]
@@ -148,8 +187,8 @@ mod tests {
             journal.write(&line).unwrap();
         }
         let before = std::fs::read(&journal.path).unwrap();
-        journal.rewind("baseline", 0).unwrap();
-        journal.rewind("teacher", 1).unwrap();
+        journal.rewind("baseline", &State::default()).unwrap();
+        journal.rewind("teacher", &State { step: 1, evaluated: 1, ..State::default() }).unwrap();
         assert_eq!(std::fs::read(&journal.path).unwrap(), before);
     }
 }

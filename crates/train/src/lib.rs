@@ -10,6 +10,7 @@ pub mod cli;
 pub mod environment;
 mod error;
 pub mod evaluate;
+mod files;
 pub mod import_model;
 pub mod interrupt;
 mod journal;
@@ -24,5 +25,6 @@ pub mod splits;
 pub mod stage;
 pub mod start;
 mod tensors;
+mod times;
 
 pub use error::{Error, Result};

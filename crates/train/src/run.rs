@@ -11,7 +11,7 @@ use dsd_metrics::{AbsentClass, Summary};
 use dsd_models::{Mode, Output, ParamStore};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{make_folder, write_whole};
+use crate::checkpoint::{make_folder, sweep, write_whole};
 use crate::environment::Environment;
 use crate::journal::Journal;
 use crate::recipe::{Recipe, Role, Term};
@@ -56,6 +56,7 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
     let starts = start::settle(recipe, train.classes().len(), &folder)?;
     make_folder(&folder)?;
     let _lock = lock(&folder)?;
+    sweep(&folder)?;
     keep_recipe(recipe, &folder)?;
     keep_environment(&folder)?;
     start::keep(&starts, &folder)?;
@@ -168,7 +169,7 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
     let metrics = stage::summary(&matrix, val)?;
     let parameters = dsd_models::parameter_count(&saved.card.model, theirs.len())?;
     dsd_models::save(&folder.join("teacher").join("best"), &saved.card, &saved.tensors)?;
-    let finished = Finished { steps: 0, parameters, best_step: 0, last_miou: miou, seconds: 0.0, metrics };
+    let finished = Finished { steps: 0, parameters, best_step: 0, last_miou: miou, metrics };
     stage::write_finished(&folder.join("teacher"), &finished)?;
     Ok(finished)
 }

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use candle_core::{DType, Device};
 use dsd_data::{Dataset, IGNORE, Loader, LoaderOptions};
@@ -23,6 +22,7 @@ use crate::objective::Objective;
 use crate::optimiser::Optimiser;
 use crate::recipe::{Recipe, Role};
 use crate::start::{self, Start};
+use crate::times::Clock;
 use crate::{Error, Result, interrupt, tensors};
 
 /// What a finished stage leaves in `done.json`.
@@ -36,8 +36,6 @@ pub struct Finished {
     pub best_step: u64,
     /// Mean IoU of the last step, 0–1.
     pub last_miou: Option<f64>,
-    /// Seconds of training, evaluation included.
-    pub seconds: f64,
     /// The best weights' metrics on the validation split.
     pub metrics: Summary,
 }
@@ -87,18 +85,17 @@ impl Stage<'_> {
             tracing::warn!("skipped a checkpoint: {message}");
         }
         if let Some(saved) = saved {
-            store.apply(&saved.model)?;
-            optimiser.restore(&saved.optimiser, saved.state.updates)?;
+            store.apply(saved.section("model")?)?;
+            optimiser.restore(saved.section("optimiser")?, saved.state.updates)?;
             state = saved.state;
             tracing::info!("{}: continuing after step {}", self.name, state.step);
         } else {
             let (key, _) = self.recipe.settings(self.name);
             start::lay_over(key, self.start, &config, num_classes, &store)?;
         }
-        journal.rewind(self.name, state.step)?;
+        journal.rewind(self.name, &state)?;
 
-        let started = Instant::now();
-        let seconds_before = state.seconds;
+        let clock = Clock::start(&self.folder());
         let bar = self.bar(state.step);
         let mut loader = Loader::new(
             Arc::clone(&self.train),
@@ -121,13 +118,16 @@ impl Stage<'_> {
                     Err(_) if interrupt::requested() => {}
                     matrix => self.keep_best(&matrix?, &store, &config, journal, &mut state, &bar)?,
                 }
-                state.seconds = seconds_before + started.elapsed().as_secs_f64();
             }
             let stop = interrupt::requested();
             if stop || last || (state.step > 0 && state.step.is_multiple_of(self.recipe.run.checkpoint_every)) {
-                let tensors = store.tensors();
-                let saved = Checkpoint { model: tensors, optimiser: optimiser.tensors()?, state: state.clone() };
+                let saved = Checkpoint::new(state.clone())
+                    .with("model", store.tensors())
+                    .with("optimiser", optimiser.tensors()?);
+                // What the checkpoint counts as done is in the log, whatever happens after.
+                journal.sync()?;
                 checkpoint::save(&checkpoints, &saved)?;
+                clock.keep()?;
             }
             if stop {
                 bar.finish_and_clear();
@@ -143,7 +143,6 @@ impl Stage<'_> {
             let line = self.step(network.as_ref(), &mut optimiser, batch, learning_rate, state.step)?;
             state.step += 1;
             state.updates = optimiser.updates();
-            state.seconds = seconds_before + started.elapsed().as_secs_f64();
             show(&bar, state.step, &line);
             let due = state.step.is_multiple_of(self.recipe.run.log_every);
             if due || state.step == 1 || state.step == self.role.steps {
@@ -291,7 +290,6 @@ impl Stage<'_> {
             parameters: store.parameters().iter().map(|parameter| parameter.var.as_tensor().elem_count()).sum(),
             best_step: state.best.map_or(0, |(step, _)| step),
             last_miou: state.last_miou,
-            seconds: state.seconds,
             metrics,
         };
         write_finished(&self.folder(), &finished)?;

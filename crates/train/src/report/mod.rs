@@ -15,7 +15,7 @@ use crate::environment::Environment;
 use crate::journal::{self, Line};
 use crate::recipe::{ROLES, Recipe, Role};
 use crate::stage::Finished;
-use crate::{Error, Result};
+use crate::{Error, Result, times};
 
 use chart::{Chart, Curve};
 
@@ -58,6 +58,8 @@ struct Run {
     recipe_text: String,
     environment: Environment,
     finished: Vec<Finished>,
+    /// Seconds of training by role, where they are known.
+    seconds: Vec<Option<f64>>,
     lines: Vec<Line>,
 }
 
@@ -79,7 +81,8 @@ impl Run {
                 serde_json::from_str(&text(&name)?).map_err(|error| Error::file(&folder.join(&name), error))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { recipe, recipe_text, environment, finished, lines: journal::read(folder)? })
+        let seconds = recipe.roles().iter().map(|role| times::seconds(&folder.join(role))).collect();
+        Ok(Self { recipe, recipe_text, environment, finished, seconds, lines: journal::read(folder)? })
     }
 
     /// The networks whose difference the report is about, by position: the reference and the one that is held against
@@ -116,7 +119,7 @@ impl Run {
                 model: self.model(role),
                 parameters: format!("{:.2} M", done.parameters as f64 / 1e6),
                 steps: done.steps,
-                minutes: format!("{:.1}", done.seconds / 60.0),
+                minutes: self.seconds[role].map_or("–".to_string(), |seconds| format!("{:.1}", seconds / 60.0)),
                 miou: percent(done.metrics.miou),
                 mean_accuracy: percent(done.metrics.mean_accuracy),
                 pixel_accuracy: percent(done.metrics.pixel_accuracy),
