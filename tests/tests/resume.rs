@@ -94,12 +94,26 @@ fn interrupt_in(role: &str, run: &Path, overrides: &[&[&str]], resume: bool) {
 fn a_run_that_was_stopped_twice_ends_like_one_that_never_was() {
     // Evaluations and checkpoints at different rhythms, and many steps left after the first evaluation.
     let long = [
-        "teacher.steps=60",
-        "student.steps=60",
+        "teacher.steps=30",
+        "student.steps=30",
         "evaluation.every=3",
         "run.checkpoint_every=4",
         "run.log_every=1",
         "run.workers=2",
+        // Adaptors, a memory, a critic and balanced weights go on as well.
+        concat!(
+            "distillation=[",
+            "{ term = 'fitnet', weight = 0.1, student = ['head'], teacher = ['head'] },",
+            "{ term = 'memory_contrast', weight = 0.1, student = ['head'], teacher = ['head'],",
+            "  pixel_capacity = 64, region_capacity = 16 },",
+            "{ term = 'adversarial', weight = 0.01, critic = 'tiny' },",
+            "{ term = 'csd', share = 0.2, preset = 'paper_reading' }]"
+        ),
+        "objective={ balance = 'share', balance_steps = 3, share_every = 10 }",
+        // Logits of both networks at 16×16 and more, for the critic.
+        "augmentation.crop=[64, 64]",
+        "data.size=[64, 96]",
+        "teacher.model={ architecture = 'enet' }",
     ];
     let folder = tempfile::tempdir().unwrap();
     let (unbroken, stopped) = (folder.path().join("unbroken"), folder.path().join("stopped"));

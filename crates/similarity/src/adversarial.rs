@@ -9,12 +9,14 @@
 
 use candle_core::{DType, Tensor};
 use dsd_ops::{check, relu};
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::mask::Counted;
 
 /// Which pair of losses; the student's is the same in both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdversarialForm {
     /// Bounded pull: pairs that are told apart by a margin of 1 teach the critic nothing more.
     Hinge,

@@ -9,6 +9,7 @@
 
 use candle_core::{D, Tensor};
 use dsd_ops::{check, softmax_channels};
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::csd::same_grid;
@@ -21,7 +22,8 @@ const SILENT: f64 = 1e-20;
 const FLAT: f64 = 1e-5;
 
 /// Settings of [`dist_kd`]. No `Default`: take the published numbers and change them, or let the recipe say all of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "DistKd::published", deny_unknown_fields)]
 pub struct DistKd {
     /// β, the weight of the relation between classes, dimensionless, finite, ≥ 0.
     pub inter: f64,

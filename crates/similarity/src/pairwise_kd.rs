@@ -8,13 +8,15 @@
 
 use candle_core::{DType, Tensor};
 use dsd_ops::{PoolOptions, avg_pool2d, check, max_pool2d};
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::grid::{Channels, pair, unit_channels};
 use crate::mask::Counted;
 
 /// The windows that are pooled into one place before places are compared.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PoolWindow {
     /// Every position is a place.
     None,

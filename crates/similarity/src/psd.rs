@@ -10,6 +10,7 @@
 
 use candle_core::{D, Tensor};
 use dsd_ops::{check, resize_bilinear};
+use serde::{Deserialize, Serialize};
 
 use crate::attention::{check_eps, check_power, residual, unit_attention};
 use crate::mask::Counted;
@@ -22,7 +23,8 @@ use crate::{Error, Result};
 pub const REFERENCE_POSITIONS: f64 = 65.0 * 65.0;
 
 /// Which pairs of layers give a residual attention map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LayerPairs {
     /// (1,2), (2,3), …, (L−1,L): K = L − 1. What a reader's note on the paper says.
     Adjacent,

@@ -27,6 +27,12 @@ pub(crate) enum Line {
         total: f64,
         /// Each term before its weight.
         terms: BTreeMap<String, f64>,
+        /// Each term times its weight, schedule included; they add up to `total`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        weighted: BTreeMap<String, f64>,
+        /// Each term's share of the gradient's norm, in the steps in which it was measured.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        shares: BTreeMap<String, f64>,
     },
     /// An evaluation.
     Evaluation {

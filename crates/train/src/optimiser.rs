@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, Device, InplaceOp2, Layout, Shape, Tensor, Var};
 use dsd_kernels::optimiser::{AdamW, Sgd, adamw_step, sgd_step};
-use dsd_models::{ParamStore, Parameter};
+use dsd_models::Parameter;
 
 use crate::{Error, Result, recipe};
 
@@ -35,13 +35,9 @@ struct Slot {
 }
 
 impl Optimiser {
-    /// An optimiser for every parameter of a store, in the order of their names.
+    /// An optimiser for these parameters, in this order; their names are different.
     #[must_use]
-    pub fn new(settings: recipe::Optimiser, store: &ParamStore) -> Self {
-        Self::over(settings, store.parameters())
-    }
-
-    fn over(settings: recipe::Optimiser, parameters: Vec<Parameter>) -> Self {
+    pub fn new(settings: recipe::Optimiser, parameters: Vec<Parameter>) -> Self {
         let adam = matches!(settings, recipe::Optimiser::Adamw { .. });
         let slots = parameters
             .into_iter()
@@ -259,6 +255,7 @@ impl CustomOp1 for SumOfSquares {
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
+    use dsd_models::ParamStore;
 
     use super::*;
 
@@ -276,7 +273,7 @@ mod tests {
             decay_all: true,
             clip_norm: None,
         };
-        let mut optimiser = Optimiser::new(settings, &store).with_factor_below("backbone.", 0.25);
+        let mut optimiser = Optimiser::new(settings, store.parameters()).with_factor_below("backbone.", 0.25);
         let sum = store.parameters().iter().map(|p| p.var.sum_all()).reduce(|a, b| a? + b?);
         let gradients = sum.unwrap()?.backward()?;
         optimiser.step(&gradients, 0.5)?;

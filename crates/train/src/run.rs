@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{make_folder, sweep, write_whole};
 use crate::environment::Environment;
 use crate::journal::Journal;
-use crate::recipe::{Recipe, Role, Term};
+use crate::objective::Progress;
+use crate::recipe::{Recipe, Role};
 use crate::splits::{class_weights, open};
 use crate::stage::{self, Finished, Stage, Teacher};
 use crate::{Error, Result, report, start};
@@ -72,7 +73,7 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
     );
     rehearse(recipe, train.classes().len())?;
     let class_weights = class_weights(recipe.task.class_weights, train.as_ref())?;
-    let stage = |name: &'static str, terms: &[Term]| -> Result<Stage<'_>> {
+    let stage = |name: &'static str| -> Result<Stage<'_>> {
         let (key, role) = recipe.settings(name);
         Ok(Stage {
             name,
@@ -81,26 +82,27 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
             start: start::of(&starts, key)?,
             train: Arc::clone(&train),
             val: Arc::clone(&val),
-            objective: stage::objective(recipe, class_weights.clone(), terms),
+            terms: &[],
+            class_weights: class_weights.clone(),
             teacher: None,
             run_folder: &folder,
         })
     };
 
     let teacher_done = match &recipe.teacher.weights {
-        None => finish(&stage("teacher", &[])?, &mut journal)?,
+        None => finish(&stage("teacher")?, &mut journal)?,
         Some(weights) => match stage::finished(&folder.join("teacher"))? {
             Some(done) => done,
             None => take_teacher(recipe, weights, &folder, val.as_ref())?,
         },
     };
-    let baseline_done = finish(&stage("baseline", &[])?, &mut journal)?;
+    let baseline_done = finish(&stage("baseline")?, &mut journal)?;
     let distilled_done = if recipe.distillation.is_empty() {
         None
     } else {
         let saved = dsd_models::load(&folder.join("teacher").join("best"))?;
         let teacher = Teacher { network: saved.segmenter()?, normalisation: saved.card.normalisation };
-        let distilled = Stage { teacher: Some(&teacher), ..stage("distilled", &recipe.distillation)? };
+        let distilled = Stage { teacher: Some(&teacher), terms: &recipe.distillation, ..stage("distilled")? };
         Some(finish(&distilled, &mut journal)?)
     };
 
@@ -138,7 +140,10 @@ fn rehearse(recipe: &Recipe, num_classes: usize) -> Result<()> {
         Ok(dsd_models::build(&config, num_classes, store.frozen_builder())?.forward(&images, Mode::Eval)?)
     };
     let (student, teacher) = (output(&recipe.student)?, output(&recipe.teacher)?);
-    stage::objective(recipe, None, &recipe.distillation).terms(&student, Some(&teacher), &labels)?;
+    let mut objective = stage::objective(recipe, None, &recipe.distillation);
+    objective.prepare(recipe.seed, &student, Some(&teacher))?;
+    let first = Progress { seed: recipe.seed, step: 0, steps: recipe.student.steps };
+    objective.evaluate(first, &student, Some(&teacher), &labels, &[])?;
     Ok(())
 }
 

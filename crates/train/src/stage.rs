@@ -8,19 +8,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use dsd_data::{Dataset, IGNORE, Loader, LoaderOptions};
 use dsd_metrics::{AbsentClass, ConfusionMatrix, Summary};
-use dsd_models::{ClassInfo, Mode, ModelCard, Normalisation, ParamStore, Segmenter};
+use dsd_models::{ClassInfo, Mode, ModelCard, Normalisation, ParamStore, Parameter, Segmenter};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Checkpoint, State};
 use crate::evaluate::evaluate;
 use crate::journal::{Journal, Line};
-use crate::objective::Objective;
+use crate::objective::{Objective, Progress, Watch};
 use crate::optimiser::Optimiser;
-use crate::recipe::{Recipe, Role};
+use crate::recipe::{Recipe, Role, Term};
 use crate::start::{self, Start};
 use crate::times::Clock;
 use crate::{Error, Result, interrupt, tensors};
@@ -57,7 +57,9 @@ pub(crate) struct Stage<'a> {
     pub(crate) start: &'a Start,
     pub(crate) train: Arc<dyn Dataset>,
     pub(crate) val: Arc<dyn Dataset>,
-    pub(crate) objective: Objective,
+    /// What this network has besides the task's terms.
+    pub(crate) terms: &'a [Term],
+    pub(crate) class_weights: Option<Vec<f64>>,
     pub(crate) teacher: Option<&'a Teacher>,
     pub(crate) run_folder: &'a Path,
 }
@@ -74,7 +76,11 @@ impl Stage<'_> {
         let config = self.role.model.config()?;
         let network = dsd_models::build(&config, num_classes, store.builder())?;
         let twin = dsd_models::build(&config, num_classes, store.frozen_builder())?;
-        let mut optimiser = Optimiser::new(self.role.optimiser, &store)
+        let mut objective = objective(self.recipe, self.class_weights.clone(), self.terms);
+        self.prepare(&mut objective, twin.as_ref())?;
+        let parameters = store.parameters();
+        let trained = parameters.iter().cloned().chain(objective.parameters()).collect();
+        let mut optimiser = Optimiser::new(self.role.optimiser, trained)
             .with_factor_below("backbone.", self.role.backbone_learning_rate_factor);
         let checkpoints = self.folder().join("checkpoints");
         checkpoint::make_folder(&checkpoints)?;
@@ -87,6 +93,7 @@ impl Stage<'_> {
         if let Some(saved) = saved {
             store.apply(saved.section("model")?)?;
             optimiser.restore(saved.section("optimiser")?, saved.state.updates)?;
+            objective.restore(saved.section("objective")?)?;
             state = saved.state;
             tracing::info!("{}: continuing after step {}", self.name, state.step);
         } else {
@@ -95,6 +102,7 @@ impl Stage<'_> {
         }
         journal.rewind(self.name, &state)?;
 
+        let mut watch = Watch::default();
         let clock = Clock::start(&self.folder());
         let bar = self.bar(state.step);
         let mut loader = Loader::new(
@@ -123,7 +131,8 @@ impl Stage<'_> {
             if stop || last || (state.step > 0 && state.step.is_multiple_of(self.recipe.run.checkpoint_every)) {
                 let saved = Checkpoint::new(state.clone())
                     .with("model", store.tensors())
-                    .with("optimiser", optimiser.tensors()?);
+                    .with("optimiser", optimiser.tensors()?)
+                    .with("objective", objective.tensors()?);
                 // What the checkpoint counts as done is in the log, whatever happens after.
                 journal.sync()?;
                 checkpoint::save(&checkpoints, &saved)?;
@@ -140,11 +149,23 @@ impl Stage<'_> {
 
             let batch = loader.next().ok_or_else(|| Error::Setting("the loader ended early".to_string()))??;
             let learning_rate = optimiser.base_rate() * self.role.schedule.factor(state.step, self.role.steps);
-            let line = self.step(network.as_ref(), &mut optimiser, batch, learning_rate, state.step)?;
+            let line = self.step(
+                network.as_ref(),
+                &parameters,
+                &mut objective,
+                &mut optimiser,
+                batch,
+                learning_rate,
+                state.step,
+            )?;
             state.step += 1;
             state.updates = optimiser.updates();
             show(&bar, state.step, &line);
-            let due = state.step.is_multiple_of(self.recipe.run.log_every);
+            let Line::Step { shares, .. } = &line else { continue };
+            for warning in watch.look(shares) {
+                bar.suspend(|| tracing::warn!("{}, step {}: {warning}", self.name, state.step));
+            }
+            let due = state.step.is_multiple_of(self.recipe.run.log_every) || !shares.is_empty();
             if due || state.step == 1 || state.step == self.role.steps {
                 journal.write(&line)?;
             }
@@ -153,9 +174,20 @@ impl Stage<'_> {
         self.finish(&state, &store)
     }
 
+    /// Makes the objective's adaptors, memories and critics, by a forward pass of one empty image.
+    fn prepare(&self, objective: &mut Objective, twin: &dyn Segmenter) -> Result<()> {
+        let Some(teacher) = self.teacher.filter(|_| objective.needs_teacher()) else { return Ok(()) };
+        let [height, width] = self.recipe.augmentation.crop;
+        let image = Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?;
+        let (student, teacher) = (twin.forward(&image, Mode::Eval)?, teacher.network.forward(&image, Mode::Eval)?);
+        objective.prepare(self.recipe.seed, &student, Some(&teacher))
+    }
+
     fn step(
         &self,
         network: &dyn Segmenter,
+        parameters: &[Parameter],
+        objective: &mut Objective,
         optimiser: &mut Optimiser,
         mut batch: dsd_data::Batch,
         learning_rate: f64,
@@ -164,14 +196,15 @@ impl Stage<'_> {
         let names = std::mem::take(&mut batch.names);
         let (images, labels) = tensors::from_batch(batch, &Device::Cpu)?;
         let teacher = match self.teacher {
-            Some(teacher) if self.objective.needs_teacher() => {
+            Some(teacher) if objective.needs_teacher() => {
                 let images = tensors::renormalised(&images, &self.start.normalisation, &teacher.normalisation)?;
                 Some(teacher.network.forward(&images, Mode::Eval)?)
             }
             _ => None,
         };
         let student = network.forward(&images, Mode::Train { seed: self.recipe.seed, step })?;
-        let terms = self.objective.terms(&student, teacher.as_ref(), &labels)?;
+        let at = Progress { seed: self.recipe.seed, step, steps: self.role.steps };
+        let evaluation = objective.evaluate(at, &student, teacher.as_ref(), &labels, parameters)?;
         let not_finite = |term: &str, value: f64| Error::NotFinite {
             role: self.name.to_string(),
             step: step + 1,
@@ -179,15 +212,16 @@ impl Stage<'_> {
             value,
             samples: names.join(", "),
         };
-        let mut values = BTreeMap::new();
-        let mut total: Option<candle_core::Tensor> = None;
+        let (mut values, mut weighted_values) = (BTreeMap::new(), BTreeMap::new());
+        let mut total: Option<Tensor> = None;
         let mut total_value = 0.0;
-        for term in &terms {
+        for term in &evaluation.terms {
             let value = f64::from(term.loss.to_scalar::<f32>()?);
             if !value.is_finite() {
                 return Err(not_finite(&term.name, value));
             }
             values.insert(term.name.clone(), value);
+            weighted_values.insert(term.name.clone(), term.weight * value);
             total_value += term.weight * value;
             let weighted = (&term.loss * term.weight)?;
             total = Some(match total {
@@ -202,7 +236,16 @@ impl Stage<'_> {
                 other => other,
             })?;
         }
-        Ok(Line::Step { role: self.name.to_string(), step: step + 1, learning_rate, total: total_value, terms: values })
+        objective.finish(at, &student, teacher.as_ref(), &labels)?;
+        Ok(Line::Step {
+            role: self.name.to_string(),
+            step: step + 1,
+            learning_rate,
+            total: total_value,
+            terms: values,
+            weighted: weighted_values,
+            shares: evaluation.shares,
+        })
     }
 
     fn evaluate(&self, twin: &dyn Segmenter) -> Result<ConfusionMatrix> {
@@ -332,8 +375,8 @@ pub(crate) fn summary(matrix: &ConfusionMatrix, dataset: &dyn Dataset) -> Result
 }
 
 /// The objective of a stage; `IGNORE` is the label that counts nowhere.
-pub(crate) fn objective(recipe: &Recipe, class_weights: Option<Vec<f64>>, terms: &[crate::recipe::Term]) -> Objective {
-    Objective::new(recipe.task.clone(), class_weights, IGNORE, terms)
+pub(crate) fn objective(recipe: &Recipe, class_weights: Option<Vec<f64>>, terms: &[Term]) -> Objective {
+    Objective::new(&recipe.task, recipe.objective, class_weights, IGNORE, terms)
 }
 
 /// The same numbers in the data crate's type.

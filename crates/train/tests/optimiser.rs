@@ -29,7 +29,7 @@ impl Bench {
     fn new(settings: recipe::Optimiser, start: &[f32]) -> Self {
         let store = ParamStore::new(1, DType::F32, &Device::Cpu);
         let parameter = store.builder().get(start.len(), "weight").unwrap();
-        let bench = Self { optimiser: Optimiser::new(settings, &store), store, parameter };
+        let bench = Self { optimiser: Optimiser::new(settings, store.parameters()), store, parameter };
         bench.set(start);
         bench
     }

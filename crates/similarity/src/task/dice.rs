@@ -10,6 +10,7 @@
 use candle_core::{Tensor, WithDType};
 use dsd_ops::{check, softmax_channels};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
 use super::node::{Slope, by_element, node, through_softmax, with_values};
@@ -19,7 +20,8 @@ use crate::Result;
 const OP: &str = "dice";
 
 /// Settings of [`dice`]. No `Default`: the recipe owns the numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Dice {
     /// s, in pixels, finite, ≥ 0. Added above and below, so a class of few pixels is taken for better than it is;
     /// the greater the images, the less it does. 0 where the value must not depend on the resolution.

@@ -10,6 +10,7 @@
 use candle_core::{Tensor, WithDType};
 use dsd_ops::{CrossEntropyOptions, check, softmax_channels};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
 use super::node::{Slope, by_element, label_log_probs, node, with_values};
@@ -18,7 +19,8 @@ use crate::Result;
 const OP: &str = "focal";
 
 /// Settings of [`focal`]. No `Default`: the recipe owns the number.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Focal {
     /// γ, dimensionless, finite, ≥ 0. The paper's choice is 2.
     pub gamma: f64,

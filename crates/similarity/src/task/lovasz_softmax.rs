@@ -10,6 +10,7 @@
 use candle_core::{Tensor, WithDType};
 use dsd_ops::{check, softmax_channels};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::labels::Labels;
 use super::node::{Slope, by_element, node, through_softmax, with_values};
@@ -19,7 +20,8 @@ use crate::Result;
 const OP: &str = "lovasz_softmax";
 
 /// Settings of [`lovasz_softmax`]. No `Default`: the recipe owns the choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LovaszSoftmax {
     /// The classes of the mean. The paper's choice is those present.
     pub classes: ClassSet,

@@ -20,10 +20,12 @@ pub use dsd_ops::{CrossEntropyOptions, cross_entropy};
 pub use focal::{Focal, focal};
 pub use lovasz_softmax::{LovaszSoftmax, lovasz_softmax};
 pub use ohem::{Keep, Ohem, ohem_cross_entropy};
+use serde::{Deserialize, Serialize};
 pub use ssl::{Deviation, EntropyMean, Mining, Padding, Probability, Ssl, ssl, ssl_distillation, structure_error};
 
 /// Which classes a mean over classes holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ClassSet {
     /// Those that a counted pixel is labelled with, within the [`Scope`].
     Present,
@@ -32,7 +34,8 @@ pub enum ClassSet {
 }
 
 /// What the statistics of a class are taken over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// All images of the batch at once.
     Batch,

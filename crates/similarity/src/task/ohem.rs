@@ -10,6 +10,7 @@
 
 use candle_core::{Device, Tensor, WithDType};
 use dsd_ops::{CrossEntropyOptions, check, cross_entropy};
+use serde::{Deserialize, Serialize};
 
 use super::focal::class_weights;
 use super::labels::Labels;
@@ -19,7 +20,8 @@ use crate::Result;
 const OP: &str = "ohem_cross_entropy";
 
 /// The least that [`ohem_cross_entropy`] keeps of the counted pixels of a batch.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// A number of pixels. Published settings: 100 000 to 131 072 for a batch; they belong to their crop and batch size.
     Pixels(usize),
@@ -28,7 +30,8 @@ pub enum Keep {
 }
 
 /// Settings of [`ohem_cross_entropy`]. No `Default`: the recipe owns the numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ohem {
     /// Pixels whose probability of the labelled class is below it are kept; 0 to 1. Published settings: 0.7 and 0.9.
     pub threshold: f64,

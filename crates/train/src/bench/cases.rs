@@ -12,7 +12,7 @@ use dsd_random::Stream;
 use dsd_similarity as similarity;
 
 use super::Bench;
-use crate::objective::Objective;
+use crate::objective::{Objective, Progress};
 use crate::optimiser::Optimiser;
 use crate::recipe;
 
@@ -158,14 +158,20 @@ pub(super) fn step(bench: &mut Bench) -> Result<()> {
         for distilled in [false, true] {
             let (student, store, mut optimiser) = trainee(name)?;
             let terms = if distilled { distillation(name) } else { Vec::new() };
-            let task = recipe::Task { aux_weight: 0.4, class_weights: recipe::ClassWeights::None };
-            let objective = Objective::new(task, None, dsd_data::IGNORE, &terms);
+            let task = recipe::Task {
+                aux_weight: 0.4,
+                class_weights: recipe::ClassWeights::None,
+                terms: vec![recipe::Term::new(1.0, recipe::Loss::CrossEntropy {})],
+            };
+            let options = recipe::ObjectiveOptions { share_every: 0, ..recipe::ObjectiveOptions::default() };
+            let mut objective = Objective::new(&task, options, None, dsd_data::IGNORE, &terms);
+            let at = Progress { seed: 1, step: 0, steps: 1 };
             let case = if distilled { format!("{name} 4,3,256,256, distilled") } else { format!("{name} 4,3,256,256") };
             bench.case(&case, 0.0, || {
                 let teacher = if distilled { Some(teacher.0.forward(&images, Mode::Eval)?) } else { None };
                 let output = student.forward(&images, Mode::Train { seed: 1, step: 0 })?;
                 let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-                for term in objective.terms(&output, teacher.as_ref(), &labels)? {
+                for term in objective.evaluate(at, &output, teacher.as_ref(), &labels, &[])?.terms {
                     total = (total + (term.loss * term.weight)?)?;
                 }
                 optimiser.step(&total.backward()?, 1e-6)
@@ -194,14 +200,17 @@ fn distillation(student: &str) -> Vec<recipe::Term> {
     let names = |names: [&str; 3]| names.map(String::from).to_vec();
     let layers = if student == "enet" { ["stage2", "stage3", "head"] } else { ["stage3", "stage4", "head"] };
     vec![
-        recipe::Term::Psd {
-            weight: 1000.0,
-            preset: recipe::Preset::PaperReading,
-            student: names(layers),
-            teacher: names(["stage3", "stage4", "head"]),
-            resolution_normalised: true,
-        },
-        recipe::Term::Csd { weight: 10.0, preset: recipe::Preset::PaperReading, temperature: None },
+        recipe::Term::new(
+            1000.0,
+            recipe::Loss::Psd {
+                preset: recipe::Preset::PaperReading,
+                student: names(layers),
+                teacher: names(["stage3", "stage4", "head"]),
+                pairs: None,
+                resolution_normalised: true,
+            },
+        ),
+        recipe::Term::new(10.0, recipe::Loss::Csd { preset: recipe::Preset::PaperReading, temperature: None }),
     ]
 }
 
@@ -222,7 +231,7 @@ fn trainee(name: &str) -> crate::Result<Trainee> {
         decay_all: true,
         clip_norm: None,
     };
-    let optimiser = Optimiser::new(settings, &store);
+    let optimiser = Optimiser::new(settings, store.parameters());
     Ok((model, store, optimiser))
 }
 

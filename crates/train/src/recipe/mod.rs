@@ -4,7 +4,9 @@
 //! it, and the resolved result is written into the run's folder, from where the run can be repeated. Here is what a
 //! recipe says; `read` is how it is read and checked.
 
+mod loss;
 mod read;
+mod term;
 
 use std::path::PathBuf;
 
@@ -13,7 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::schedule::Schedule;
 
+pub use loss::{Adversarial, Critic, Loss, MemoryContrast, Preset};
 pub use read::differences;
+pub use term::{Term, TermSchedule};
 
 /// The version of the recipe format that this program writes and reads.
 pub const VERSION: u32 = 1;
@@ -52,8 +56,12 @@ pub struct Recipe {
     pub teacher: Role,
     /// The compact network; trained alone and, where there are distillation terms, distilled with the same settings.
     pub student: Role,
-    /// The terms that pull the distilled student to the teacher; none: there is no distilled student.
+    /// The terms that the distilled student has besides the task's, most of which pull it to the teacher; none: there is
+    /// no distilled student.
     pub distillation: Vec<Term>,
+    /// How the objective is watched and weighted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub objective: ObjectiveOptions,
     /// Evaluation during training.
     pub evaluation: Evaluation,
     /// Checkpoints, loader and log.
@@ -142,9 +150,20 @@ pub struct Augmentation {
 pub struct Task {
     /// Weight of the auxiliary head's cross-entropy (0.4 in the PSPNet paper and the distillation papers).
     pub aux_weight: f64,
-    /// Weights of the classes in the cross-entropy.
+    /// Weights of the classes in the cross-entropy and in the terms that say so.
     #[serde(default)]
     pub class_weights: ClassWeights,
+    /// The terms on the main head's logits; absent: cross-entropy with weight 1.
+    #[serde(default = "cross_entropy_alone", skip_serializing_if = "is_cross_entropy_alone")]
+    pub terms: Vec<Term>,
+}
+
+fn cross_entropy_alone() -> Vec<Term> {
+    vec![Term::new(1.0, Loss::CrossEntropy {})]
+}
+
+fn is_cross_entropy_alone(terms: &[Term]) -> bool {
+    terms == cross_entropy_alone()
 }
 
 /// Weights of the classes in the cross-entropy.
@@ -190,6 +209,10 @@ pub struct Role {
 
 fn unless_empty<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<String>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.filter(|source| !source.trim().is_empty()))
+}
+
+fn is_default(options: &ObjectiveOptions) -> bool {
+    *options == ObjectiveOptions::default()
 }
 
 fn whole() -> f64 {
@@ -255,71 +278,45 @@ fn adam_eps() -> f64 {
     1e-8
 }
 
-/// One term that pulls the distilled student to the teacher.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "term", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Term {
-    /// Kullback–Leibler divergence of the class distributions at each pixel.
-    PixelKd {
-        /// λ.
-        weight: f64,
-        /// T.
-        temperature: f64,
-    },
-    /// Pixel-wise similarity: residual attention maps of pairs of layers.
-    Psd {
-        /// λ1.
-        weight: f64,
-        /// `paper_reading` or `cirkd_compat`.
-        preset: Preset,
-        /// The student's layers by name, shallow to deep.
-        student: Vec<String>,
-        /// The teacher's layers by name, as many.
-        teacher: Vec<String>,
-        /// Makes the weight independent of the crop size.
-        #[serde(default)]
-        resolution_normalised: bool,
-    },
-    /// Category-wise similarity: correlation matrix of the class maps.
-    Csd {
-        /// λ2.
-        weight: f64,
-        /// `paper_reading` or `cirkd_compat`.
-        preset: Preset,
-        /// τ; absent: the preset's.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        temperature: Option<f64>,
-    },
+/// How the objective is watched and weighted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveOptions {
+    /// Steps between measurements of the terms' shares of the gradient; 0: never.
+    pub share_every: u64,
+    /// Where the shares are measured; absent: at the logits where all terms act on logits, else at the parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_at: Option<ShareAt>,
+    /// Where weights come from.
+    pub balance: Balance,
+    /// With `balance = "share"`: the first steps, all of which are measured and count the same.
+    pub balance_steps: u64,
 }
 
-/// A named reading of the DSD paper.
+impl Default for ObjectiveOptions {
+    fn default() -> Self {
+        Self { share_every: 100, share_at: None, balance: Balance::Weight, balance_steps: 20 }
+    }
+}
+
+/// Where gradients of terms are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Preset {
-    /// The best supported reading of the paper.
-    PaperReading,
-    /// What CIRKD's public code computes.
-    CirkdCompat,
+pub enum ShareAt {
+    /// The student's logits, the auxiliary head's among them. Cheap; a term on features alone holds nothing there.
+    Logits,
+    /// The student's parameters: a backward pass for each term.
+    Parameters,
 }
 
-impl Term {
-    /// The name in logs and reports.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::PixelKd { .. } => "pixel_kd",
-            Self::Psd { .. } => "psd",
-            Self::Csd { .. } => "csd",
-        }
-    }
-
-    /// λ.
-    #[must_use]
-    pub fn weight(&self) -> f64 {
-        match self {
-            Self::PixelKd { weight, .. } | Self::Psd { weight, .. } | Self::Csd { weight, .. } => *weight,
-        }
-    }
+/// Where the weights of terms come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// The recipe's weights.
+    Weight,
+    /// For terms with a `share`: so that they hold that part of the gradient's norm.
+    Share,
 }
 
 /// Evaluation during training, on whole images at label size.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Optimiser, Recipe, SHIPPED, Term, VERSION};
+use super::{Balance, ClassWeights, Loss, Optimiser, Recipe, SHIPPED, VERSION};
 use crate::{Error, Result};
 
 impl Recipe {
@@ -144,30 +144,38 @@ impl Recipe {
         if !(self.task.aux_weight.is_finite() && self.task.aux_weight >= 0.0) {
             return refuse("task.aux_weight", "a number not below 0", self.task.aux_weight.to_string());
         }
-        for (index, term) in self.distillation.iter().enumerate() {
-            let weight = term.weight();
-            if !(weight.is_finite() && weight >= 0.0) {
-                return refuse(&format!("distillation[{index}].weight"), "a number not below 0", weight.to_string());
-            }
-            match term {
-                Term::Psd { student, teacher, .. } if student.len() != teacher.len() || student.len() < 2 => {
+        let balanced = self.objective.balance == Balance::Share;
+        for (list, terms) in [("task.terms", &self.task.terms), ("distillation", &self.distillation)] {
+            for (index, term) in terms.iter().enumerate() {
+                if let Some((key, expected, got)) = term.fault() {
+                    return refuse(&format!("{list}[{index}].{key}"), &expected, got);
+                }
+                if list == "task.terms" && term.loss.needs_teacher() {
+                    let key = format!("{list}[{index}].term");
                     return refuse(
-                        &format!("distillation[{index}].student and .teacher"),
-                        "the same number of layers, at least 2",
-                        format!("{} and {}", student.len(), teacher.len()),
+                        &key,
+                        "a loss against labels; others belong in [[distillation]]",
+                        term.name().into(),
                     );
                 }
-                Term::PixelKd { temperature, .. } | Term::Csd { temperature: Some(temperature), .. }
-                    if !(temperature.is_finite() && *temperature > 0.0) =>
-                {
-                    return refuse(
-                        &format!("distillation[{index}].temperature"),
-                        "a number above 0",
-                        temperature.to_string(),
-                    );
+                if term.share.is_some() && !balanced {
+                    let key = format!("{list}[{index}].share");
+                    return refuse(&key, "nothing without [objective] balance = \"share\"", "set".to_string());
                 }
-                _ => {}
+                let weighted = matches!(term.loss, Loss::PixelKd { class_weighted: true, .. });
+                if weighted && self.task.class_weights == ClassWeights::None {
+                    let key = format!("{list}[{index}].class_weighted");
+                    return refuse(&key, "false without task.class_weights", "true".to_string());
+                }
             }
+        }
+        let stated: f64 = self.task.terms.iter().chain(&self.distillation).filter_map(|term| term.share).sum();
+        if balanced && !(stated > 0.0 && stated < 1.0) {
+            let expected = "terms with a share, together below 1: the others hold the rest";
+            return refuse("objective.balance", expected, format!("share, with shares of {stated} together"));
+        }
+        if balanced && self.objective.balance_steps == 0 {
+            return refuse("objective.balance_steps", "at least 1", "0".to_string());
         }
         Ok(())
     }
@@ -276,7 +284,7 @@ mod tests {
     fn overrides_reach_nested_keys_lists_and_strings() {
         let set = ["student.steps=7", "distillation.0.weight=2.5", "data.dataset=camvid", "augmentation.crop=[32, 48]"];
         let recipe = Recipe::read("smoke", &set.map(String::from)).unwrap();
-        assert_eq!((recipe.student.steps, recipe.distillation[0].weight()), (7, 2.5));
+        assert_eq!((recipe.student.steps, recipe.distillation[0].weight), (7, 2.5));
         assert_eq!((recipe.data.dataset.as_str(), recipe.augmentation.crop), ("camvid", [32, 48]));
     }
 

@@ -2,6 +2,7 @@
 
 mod chart;
 mod pictures;
+mod terms;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -189,18 +190,17 @@ impl Run {
                         curve.points.push((*step as f64, 100.0 * value));
                     }
                 }
-                Line::Step { role, step, terms: values, .. } => {
+                Line::Step { role, step, terms: values, weighted, .. } => {
                     let curve = self.place(role).and_then(|index| loss.get_mut(index));
                     if let (Some(curve), Some(value)) = (curve, values.get("cross_entropy")) {
                         curve.points.push((*step as f64, *value));
                     }
                     if role == "distilled" {
-                        for (name, value) in values {
-                            let weighted = value * self.weight(name);
+                        for (name, value) in weighted {
                             let curve = terms
                                 .entry(name.clone())
                                 .or_insert_with(|| Curve::new(name, chart::colour_of_term(name)));
-                            curve.points.push((*step as f64, weighted));
+                            curve.points.push((*step as f64, *value));
                         }
                     }
                 }
@@ -218,19 +218,6 @@ impl Run {
             charts.push(Chart::new("Terms of the distilled student, weighted (smoothed)", "", terms));
         }
         charts
-    }
-
-    /// The factor of a term by its logged name.
-    fn weight(&self, name: &str) -> f64 {
-        match name {
-            "cross_entropy" => 1.0,
-            "aux_cross_entropy" => self.recipe.task.aux_weight,
-            other => {
-                let same = |term: &&crate::recipe::Term| other.starts_with(term.name());
-                let number: usize = other.rsplit_once('_').and_then(|(_, digits)| digits.parse().ok()).unwrap_or(1);
-                self.recipe.distillation.iter().filter(same).nth(number - 1).map_or(1.0, |term| term.weight())
-            }
-        }
     }
 }
 
@@ -260,6 +247,7 @@ pub fn write(folder: &Path) -> Result<()> {
                 rows => minijinja::Value::from(minijinja::value::Serde(run.rows())),
                 classes => minijinja::Value::from(minijinja::value::Serde(run.classes(&colours))),
                 charts => charts,
+                terms => minijinja::Value::from(minijinja::value::Serde(terms::rows(&run.lines))),
                 pictures => minijinja::Value::from(minijinja::value::Serde(pictures)),
                 recipe => run.recipe_text.as_str(),
                 environment => minijinja::Value::from(minijinja::value::Serde(&run.environment)),

@@ -1,11 +1,13 @@
 //! The switches of the structural similarity loss.
 
 use dsd_ops::check;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
 /// What turns logits into the p of an element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Probability {
     /// Each class by itself, 1 / (1 + exp(−z)). What the re-implementations do.
     Sigmoid,
@@ -14,7 +16,8 @@ pub enum Probability {
 }
 
 /// How σ is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Deviation {
     /// √(g∗x² − (g∗x)²), as in SSIM.
     Window,
@@ -25,7 +28,8 @@ pub enum Deviation {
 }
 
 /// What a window holds beyond the border of the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Padding {
     /// The nearest pixel of the image.
     Replicate,
@@ -36,7 +40,8 @@ pub enum Padding {
 }
 
 /// The threshold that e must exceed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Mining {
     /// `share` times the greatest e of the batch. Nothing is mined where that is below 1e-6.
     Batch {
@@ -61,7 +66,8 @@ pub enum Mining {
 }
 
 /// What the cross-entropy that λ weighs is a mean over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EntropyMean {
     /// Counted pixels: summed over classes first.
     Pixels,
@@ -71,7 +77,8 @@ pub enum EntropyMean {
 
 /// Settings of [`ssl`](super::ssl) and [`ssl_distillation`](super::ssl_distillation). No `Default`: take
 /// [`Ssl::paper_reading`] and change it, or let the recipe say all of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default = "Ssl::paper_reading", deny_unknown_fields)]
 pub struct Ssl {
     /// What p is.
     pub probability: Probability,
