@@ -317,8 +317,9 @@ impl BatchNorm2d {
         let normalised = match mode {
             Mode::Eval => dsd_ops::batch_norm_eval(x, weight, bias, mean, var, eps, activation)?,
             Mode::Train { .. } => {
-                let running = RunningStatistics { mean, var, momentum };
-                dsd_ops::batch_norm_train(x, weight, bias, Some(running), eps, activation)?
+                // A block that is computed again has moved its statistics already.
+                let running = (!dsd_ops::is_recomputing()).then_some(RunningStatistics { mean, var, momentum });
+                dsd_ops::batch_norm_train(x, weight, bias, running, eps, activation)?
             }
         };
         Ok(normalised)

@@ -23,6 +23,7 @@
 //! ```
 
 pub mod backbone;
+mod blocks;
 mod config;
 pub mod decoder;
 mod discriminator;
@@ -41,6 +42,7 @@ mod segmenter;
 mod variants;
 pub mod weights;
 
+pub use blocks::with_recomputed_blocks;
 pub use config::{EncoderDecoderConfig, ModelChoice, ModelConfig, build, parameter_count, parameter_shapes};
 pub use discriminator::{Discriminator, DiscriminatorConfig};
 pub use encoder_decoder::EncoderDecoder;

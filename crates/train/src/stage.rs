@@ -202,7 +202,12 @@ impl Stage<'_> {
             }
             _ => None,
         };
-        let student = network.forward(&images, Mode::Train { seed: self.recipe.seed, step })?;
+        let mode = Mode::Train { seed: self.recipe.seed, step };
+        let student = if self.role.recompute {
+            dsd_models::with_recomputed_blocks(|| network.forward(&images, mode))?
+        } else {
+            network.forward(&images, mode)?
+        };
         let at = Progress { seed: self.recipe.seed, step, steps: self.role.steps };
         let evaluation = objective.evaluate(at, &student, teacher.as_ref(), &labels, parameters)?;
         let not_finite = |term: &str, value: f64| Error::NotFinite {
@@ -230,7 +235,7 @@ impl Stage<'_> {
             });
         }
         if let Some(total) = total {
-            let gradients = total.backward()?;
+            let gradients = dsd_ops::backward(&total)?;
             optimiser.step(&gradients, learning_rate).map_err(|error| match error {
                 Error::GradientNorm { norm } => not_finite("gradient norm", norm),
                 other => other,

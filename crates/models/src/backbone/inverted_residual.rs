@@ -8,12 +8,15 @@
 //! its strides, so that the same weights stand for the same function at every output stride. No path is dropped at
 //! random while training.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 use dsd_ops::Activation;
 
 use crate::backbone::BackboneConfig;
 use crate::backbone::squeeze_excite::SqueezeExcite;
+use crate::blocks::{self, Block};
 use crate::layers::{Conv2dConfig, ConvBn};
 use crate::{Error, Feature, Mode, Result};
 
@@ -95,7 +98,7 @@ struct InvertedResidual {
     residual: bool,
 }
 
-impl InvertedResidual {
+impl Block for InvertedResidual {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let mut y = match &self.expand {
             Some(layer) => layer.forward(x, mode)?, // [N,expanded,H,W]
@@ -119,7 +122,7 @@ pub(super) struct Trunk {
     dilation: usize,
     channels: usize,
     stem: ConvBn,
-    blocks: Vec<InvertedResidual>,
+    blocks: Vec<Arc<InvertedResidual>>,
     last: Option<ConvBn>,
     exits: Vec<(usize, &'static str)>,
     pub(super) out_channels: Vec<usize>,
@@ -181,13 +184,13 @@ impl Trunk {
         let depthwise = Conv2dConfig::same(expanded, expanded, kernel).stride(stride).dilation(dilation);
         let depthwise = Conv2dConfig { weights: self.style.depthwise_weights, ..depthwise.groups(expanded) };
         let project = Conv2dConfig::same(expanded, out_channels, 1).kaiming_fan_out();
-        self.blocks.push(InvertedResidual {
+        self.blocks.push(Arc::new(InvertedResidual {
             expand,
             depthwise: self.style.layer(depthwise, activation, paths.depthwise)?,
             squeeze: shape.squeeze.map(|inner| SqueezeExcite::new(expanded, inner, paths.squeeze)).transpose()?,
             project: self.style.layer(project, Activation::Identity, paths.project)?,
             residual: shape.stride == 1 && self.channels == out_channels,
-        });
+        }));
         self.channels = out_channels;
         Ok(())
     }
@@ -230,7 +233,7 @@ impl Trunk {
     fn each_block(&self, images: &Tensor, mode: Mode, mut visit: impl FnMut(usize, &Tensor)) -> Result<()> {
         let mut x = self.stem.forward(images, mode)?; // [N,stem,H/2,W/2]
         for (block, count) in self.blocks.iter().zip(1..) {
-            x = block.forward(&x, mode)?;
+            x = blocks::run(block, &x, mode)?;
             if let (Some(last), true) = (&self.last, count == self.blocks.len()) {
                 x = last.forward(&x, mode)?;
             }

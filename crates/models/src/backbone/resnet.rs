@@ -13,12 +13,15 @@
 //! states the rule for bottlenecks only; CIRKD's code uses it for both, SKD's and IFVD's dilate a stage from its first
 //! convolution on).
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use dsd_ops::{Activation, PoolOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Backbone;
+use crate::blocks::{self, Block};
 use crate::layers::{Conv2dConfig, ConvBn, add_relu};
 use crate::{Error, Feature, Mode, Result};
 
@@ -96,7 +99,7 @@ pub(crate) fn scaled(channels: usize, width: f64) -> Result<usize> {
 #[derive(Debug)]
 pub struct ResNet {
     stem: Vec<ConvBn>,
-    stages: Vec<Vec<Block>>,
+    stages: Vec<Vec<Arc<ResidualBlock>>>,
     out_channels: Vec<usize>,
     strides: Vec<usize>,
 }
@@ -137,7 +140,7 @@ impl ResNet {
                     // A later stage always changes its channels, but a small width may round the change away.
                     project: first && (index > 0 || in_channels != inner * expansion),
                 };
-                blocks.push(Block::new(&shape, expansion > 1, vb.pp(position))?);
+                blocks.push(Arc::new(ResidualBlock::new(&shape, expansion > 1, vb.pp(position))?));
                 in_channels = shape.out_channels;
             }
             stages.push(blocks);
@@ -180,7 +183,7 @@ impl Backbone for ResNet {
         let mut features = Vec::with_capacity(self.stages.len());
         for (index, (blocks, stride)) in self.stages.iter().zip(&self.strides).enumerate() {
             for block in blocks {
-                x = block.forward(&x, mode)?;
+                x = blocks::run(block, &x, mode)?;
             }
             features.push(Feature::new(&format!("stage{}", index + 1), *stride, x.clone()));
         }
@@ -208,12 +211,12 @@ struct BlockShape {
 
 /// A residual block: relu(residual(x) + shortcut(x)).
 #[derive(Debug)]
-struct Block {
+struct ResidualBlock {
     residual: Vec<ConvBn>,
     shortcut: Option<ConvBn>,
 }
 
-impl Block {
+impl ResidualBlock {
     fn new(shape: &BlockShape, bottleneck: bool, vb: VarBuilder) -> Result<Self> {
         let &BlockShape { in_channels, inner, out_channels, stride, first_dilation, dilation, project } = shape;
         let strided = |channels| Conv2dConfig::same(channels, inner, 3).stride(stride).dilation(first_dilation);
@@ -237,7 +240,9 @@ impl Block {
         };
         Ok(Self { residual, shortcut })
     }
+}
 
+impl Block for ResidualBlock {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let mut residual = x.clone();
         for layer in &self.residual {

@@ -10,6 +10,7 @@ mod imagenet;
 mod learning;
 mod mobile;
 mod pytorch;
+mod recompute;
 mod resnet;
 mod saved;
 mod variants;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 use dsd_models::{Output, Parameter};
+use dsd_ops::backward;
 
 use super::companions::cut;
 use super::{Objective, Progress, TermLoss};
@@ -43,7 +44,7 @@ impl Objective {
             ShareAt::Parameters => terms
                 .iter()
                 .map(|term| {
-                    let gradients = term.loss.backward()?;
+                    let gradients = backward(&term.loss)?;
                     gradient_norm(parameters.iter().filter_map(|parameter| gradients.get(parameter.var.as_tensor())))
                 })
                 .collect(),

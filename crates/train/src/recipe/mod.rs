@@ -197,6 +197,10 @@ pub struct Role {
     /// Factor on the learning rate of the parameters below `backbone.`, above 0 and at most 1.
     #[serde(default = "whole", skip_serializing_if = "is_whole")]
     pub backbone_learning_rate_factor: f64,
+    /// Computes the backbone's blocks again in the backward pass instead of keeping what lies inside them: less memory,
+    /// more time, the same result up to the rounding of sums.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub recompute: bool,
     /// Training steps.
     pub steps: u64,
     /// Images per step.
@@ -213,6 +217,10 @@ fn unless_empty<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Resu
 
 fn is_default(options: &ObjectiveOptions) -> bool {
     *options == ObjectiveOptions::default()
+}
+
+fn is_off(switch: &bool) -> bool {
+    !*switch
 }
 
 fn whole() -> f64 {
