@@ -20,5 +20,5 @@ fn bench_runs_every_case_and_writes_rows_that_programs_read() {
         assert!(!row["case"].as_str().unwrap().is_empty() && row["ours_ms"].as_f64().unwrap() > 0.0, "{row}");
         assert_eq!((&row["peer_ms"], &row["ratio"]), (&Value::Null, &Value::Null), "no peer ran");
     }
-    refuse(&mut dsd(&["bench", "kernel"]), &["kernel", "kernels, ops, losses, step, infer"]);
+    refuse(&mut dsd(&["bench", "kernel"]), &["kernel", "kernels, ops, losses, step, infer, loader"]);
 }

@@ -66,7 +66,7 @@ fn a_wrong_recipe_is_named_by_its_key() {
         ("learning_rate=1", &["learning_rate", "expected one of", "`student`"]),
         ("student.steps=many", &["steps", "many"]),
         ("student.model=enett", &["enett", "enet", "pspnet_resnet18"]),
-        ("data.dataset=city", &["city", "streets, camvid or folder"]),
+        ("data.dataset=city", &["city", "streets, camvid, cityscapes, ade20k, voc2012 or folder"]),
         ("student.optimiser.learning_rate=0", &["student.optimiser.learning_rate is 0", "above 0"]),
         ("version=2", &["version is 2, expected 1"]),
         ("teacher.model.width=-1", &["width is -1", "expected above 0"]),

@@ -1,9 +1,4 @@
-//! Classes, the map from a label file's ids to train ids, and the manifests that declare them.
-
-use std::path::Path;
-use std::sync::OnceLock;
-
-use serde::Deserialize;
+//! Classes, and the map from a label file's ids to train ids.
 
 use crate::{Error, IGNORE, LabelMap, Result};
 
@@ -80,6 +75,21 @@ impl IdMap {
         Ok(Self { table })
     }
 
+    /// Raw ids with their train ids, several raw ids to one class where classes are merged; [`IGNORE`] as the train id of
+    /// those that count nowhere.
+    ///
+    /// # Errors
+    /// Param where a raw id is listed twice.
+    pub fn merged(entries: impl IntoIterator<Item = (u8, u8)>) -> Result<Self> {
+        let mut table = vec![None; 256];
+        for (raw, train_id) in entries {
+            if table[usize::from(raw)].replace(train_id).is_some() {
+                return Err(Error::param("ids", format!("id {raw} belongs to two classes")));
+            }
+        }
+        Ok(Self { table })
+    }
+
     /// Raw ids 0 to `classes − 1` are the train ids and 255 is ignored: label maps that hold train ids already.
     ///
     /// # Errors
@@ -90,6 +100,12 @@ impl IdMap {
             return Err(Error::param("classes", format!("expected at most 255, got {classes}")));
         }
         Self::new(&ids, &[IGNORE])
+    }
+
+    /// The train id of a raw id, [`IGNORE`] for an ignored one; none where it must not occur.
+    #[must_use]
+    pub fn train_id(&self, raw: u8) -> Option<u8> {
+        self.table[usize::from(raw)]
     }
 
     /// Rewrites raw ids as train ids; the error names the first value that is not allowed.
@@ -111,7 +127,7 @@ impl IdMap {
     }
 
     /// The allowed raw ids in words: `0–10; ignored: 11, 255`.
-    fn allowed(&self) -> String {
+    pub(crate) fn allowed(&self) -> String {
         let of = |ignored: bool| {
             let ids = (0u8..=255).zip(&self.table).filter(|(_, to)| to.is_some_and(|to| (to == IGNORE) == ignored));
             ranges(&ids.map(|(raw, _)| raw).collect::<Vec<_>>())
@@ -134,155 +150,13 @@ fn ranges(ids: &[u8]) -> String {
     parts.iter().map(word).collect::<Vec<_>>().join(", ")
 }
 
-/// A dataset's manifest (`datasets/NAME.toml`): classes, ids, splits, source, licence.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DatasetManifest {
-    /// Format version of the manifest; 1.
-    pub version: u32,
-    /// Short name, as on the command line.
-    pub name: String,
-    /// Full title.
-    pub title: String,
-    /// Width of every image in pixels.
-    pub width: usize,
-    /// Height of every image in pixels.
-    pub height: usize,
-    ignore_ids: Vec<u8>,
-    #[serde(rename = "classes")]
-    class_list: Vec<ClassEntry>,
-    /// Splits with the number of pairs in each.
-    pub splits: Vec<SplitFacts>,
-    /// Where it comes from and under which licence.
-    pub source: SourceFacts,
-    /// Archives whose content was verified.
-    pub archives: Vec<ArchiveFacts>,
-    /// Channel statistics of the train split.
-    pub statistics: Statistics,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ClassEntry {
-    name: String,
-    id: u8,
-    colour: [u8; 3],
-}
-
-/// A split and its size.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SplitFacts {
-    /// Name of the split.
-    pub name: String,
-    /// Number of image and label pairs.
-    pub count: usize,
-}
-
-/// Origin of a dataset.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceFacts {
-    /// The paper.
-    pub title: String,
-    /// The authors' page.
-    pub homepage: String,
-    /// Who arranged the files as they are read here.
-    pub layout: String,
-    /// Terms of use.
-    pub licence: String,
-}
-
-/// An archive whose content was verified.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ArchiveFacts {
-    /// What is in it.
-    pub description: String,
-    /// Its usual file name.
-    pub file: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// SHA-256 in lower-case hexadecimal.
-    pub sha256: String,
-}
-
-/// Channel statistics, RGB, in 0–1.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Statistics {
-    /// Mean per channel.
-    pub mean: [f32; 3],
-    /// Standard deviation per channel over all pixels.
-    pub std: [f32; 3],
-}
-
-impl DatasetManifest {
-    /// Reads a manifest's text; `path` is named in errors only.
-    ///
-    /// # Errors
-    /// File, with the parser's reason: bad TOML, an unknown key, a missing key, another version.
-    pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let manifest: Self = toml::from_str(text).map_err(|error| Error::file(path, error.to_string()))?;
-        if manifest.version != 1 {
-            return Err(Error::file(path, format!("version {} is not known, expected 1", manifest.version)));
-        }
-        manifest.classes()?;
-        manifest.id_map()?;
-        Ok(manifest)
-    }
-
-    /// The classes in train-id order.
-    ///
-    /// # Errors
-    /// Param where the manifest's classes are not valid; never after [`DatasetManifest::parse`].
-    pub fn classes(&self) -> Result<Classes> {
-        let names = self.class_list.iter().map(|class| class.name.clone()).collect();
-        Classes::new(names, self.class_list.iter().map(|class| class.colour).collect())
-    }
-
-    /// The map from label ids to train ids.
-    ///
-    /// # Errors
-    /// Param where the manifest's ids clash; never after [`DatasetManifest::parse`].
-    pub fn id_map(&self) -> Result<IdMap> {
-        IdMap::new(&self.class_list.iter().map(|class| class.id).collect::<Vec<_>>(), &self.ignore_ids)
-    }
-}
-
-/// CamVid's manifest, which is part of the program.
-///
-/// # Errors
-/// File where the manifest that was compiled in is not valid; the tests exclude this.
-pub fn camvid_manifest() -> Result<&'static DatasetManifest> {
-    static MANIFEST: OnceLock<DatasetManifest> = OnceLock::new();
-    if let Some(manifest) = MANIFEST.get() {
-        return Ok(manifest);
-    }
-    let text = include_str!("../../../datasets/camvid.toml");
-    let manifest = DatasetManifest::parse(text, Path::new("datasets/camvid.toml"))?;
-    Ok(MANIFEST.get_or_init(|| manifest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn camvids_manifest_declares_the_segnet_classes_and_splits() -> Result<()> {
-        let manifest = camvid_manifest()?;
-        let classes = manifest.classes()?;
-        assert_eq!(classes.len(), 11);
-        assert_eq!(classes.names[3], "Road");
-        assert_eq!(classes.colours[10], [0, 128, 192]);
-        let counts: Vec<usize> = manifest.splits.iter().map(|split| split.count).collect();
-        assert_eq!(counts, [367, 101, 233]);
-        Ok(())
-    }
-
-    #[test]
     fn ids_are_mapped_and_a_foreign_id_is_named_with_its_place() -> Result<()> {
-        let map = camvid_manifest()?.id_map()?;
+        let map = crate::manifest("camvid")?.id_map()?;
         let mut labels = LabelMap::new(3, 1, vec![0, 11, 10])?;
         assert_eq!(map.apply(&mut labels), Ok(()));
         assert_eq!(labels.ids, [0, IGNORE, 10]);
@@ -305,12 +179,5 @@ mod tests {
         assert_eq!(IdMap::train_ids(2)?.allowed(), "0–1; ignored: 255");
         assert!(Classes::new(vec!["a".into(), "a".into()], vec![[0; 3]; 2]).is_err());
         Ok(())
-    }
-
-    #[test]
-    fn a_manifest_with_an_unknown_key_is_refused_in_one_line() {
-        let error = DatasetManifest::parse("version = 1\ncolour = 3\n", Path::new("x.toml"));
-        let message = error.err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(message.starts_with("x.toml: ") && message.contains("colour") && !message.contains('\n'), "{message}");
     }
 }

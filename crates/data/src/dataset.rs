@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::label_code::LabelCode;
+use crate::pattern::IMAGE_EXTENSIONS;
 use crate::streets::{Streets, StreetsConfig};
-use crate::{CamVid, Classes, Error, Folder, IdMap, LabelMap, Result, RgbImage, read_image, read_labels};
+use crate::{Classes, Error, Folder, LabelMap, Published, Result, RgbImage, manifests, read_image};
 
 /// One image with its labels, of the same size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +62,8 @@ impl Default for OpenOptions {
     }
 }
 
-/// Opens a dataset by its kind: `streets` (generated; needs no root), `camvid` or `folder`.
+/// Opens a dataset by its kind: `streets` (generated; needs no root), `folder`, or the name of a published one, with
+/// a policy after a colon where it has several: `camvid:exact`.
 ///
 /// # Errors
 /// Param for an unknown kind, a missing root or an option out of range; File or Line where the files on disk do not
@@ -72,17 +75,24 @@ pub fn open(kind: &str, root: Option<&Path>, split: &str, options: &OpenOptions)
             let [height, width] = options.size;
             Arc::new(Streets::new(StreetsConfig { seed: options.seed, count: options.count, width, height }, split)?)
         }
-        "camvid" => Arc::new(CamVid::open(rooted()?, split)?),
         "folder" => Arc::new(Folder::open(rooted()?, split, options.seed, options.validation_fraction)?),
         other => {
-            let reason = format!("{other:?} is not known; choose streets, camvid or folder");
-            return Err(Error::param("dataset", reason));
+            let published = manifests()?.iter().map(|manifest| manifest.name.as_str());
+            let known = other.split(':').next().unwrap_or_default();
+            if published.clone().all(|name| name != known) {
+                let names: Vec<&str> = ["streets"].into_iter().chain(published).collect();
+                return Err(Error::param(
+                    "dataset",
+                    format!("{other:?} is not known; choose {} or folder", names.join(", ")),
+                ));
+            }
+            Arc::new(Published::open(other, rooted()?, split)?)
         }
     })
 }
 
 /// An image file and its label file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pair {
     /// The image, PNG or JPEG.
     pub(crate) image: PathBuf,
@@ -97,9 +107,9 @@ impl Pair {
     }
 
     /// Reads both files and checks that they have one size.
-    pub(crate) fn read(&self, ids: &IdMap) -> Result<Sample> {
+    pub(crate) fn read(&self, code: &LabelCode) -> Result<Sample> {
         let image = read_image(&self.image)?;
-        let labels = read_labels(&self.labels, ids)?;
+        let labels = code.read(&self.labels)?;
         if (image.width, image.height) != (labels.width, labels.height) {
             let reason = format!(
                 "is {}x{} pixels, its label map {} is {}x{}; bring both to one size",
@@ -137,9 +147,6 @@ pub(crate) fn files_with(folder: &Path, extensions: &[&str]) -> Result<Vec<PathB
     files.sort();
     Ok(files)
 }
-
-/// Extensions of images.
-pub(crate) const IMAGE_EXTENSIONS: &[&str] = &["png", "jpg", "jpeg"];
 
 /// Pairs every image in `images` with the PNG of the same stem in `labels`.
 pub(crate) fn pairs_in_folders(images: &Path, labels: &Path) -> Result<Vec<Pair>> {

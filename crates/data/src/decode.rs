@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use png::{BitDepth, ColorType, Transformations};
@@ -23,11 +24,11 @@ const PNG_MAGIC: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// or cut short.
 pub fn read_image(path: &Path) -> Result<RgbImage> {
     let bytes = read_file(path)?;
-    decode_image(&bytes).map_err(|reason| Error::file(path, reason))
+    guarded(|| decode_image(&bytes)).map_err(|reason| Error::file(path, reason))
 }
 
 /// Decodes the bytes of a PNG or JPEG; the error is the reason without a file's name.
-fn decode_image(bytes: &[u8]) -> Result<RgbImage, String> {
+pub(crate) fn decode_image(bytes: &[u8]) -> Result<RgbImage, String> {
     if bytes.starts_with(PNG_MAGIC) {
         decode_rgb_png(bytes)
     } else if bytes.starts_with(&[0xff, 0xd8]) {
@@ -48,13 +49,25 @@ fn decode_image(bytes: &[u8]) -> Result<RgbImage, String> {
 /// File, naming the path: missing, not a PNG, an RGB mask, damaged, or an id that `ids` does not know (with the value,
 /// its first position and the ids that are allowed).
 pub fn read_labels(path: &Path, ids: &IdMap) -> Result<LabelMap> {
-    let bytes = read_file(path)?;
-    let mut labels = decode_indices(&bytes).map_err(|reason| Error::file(path, reason))?;
+    let mut labels = read_indices(path)?;
     ids.apply(&mut labels).map_err(|reason| Error::file(path, reason))?;
     Ok(labels)
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>> {
+/// Reads a PNG label map as it is: raw ids.
+pub(crate) fn read_indices(path: &Path) -> Result<LabelMap> {
+    let bytes = read_file(path)?;
+    guarded(|| decode_indices(&bytes)).map_err(|reason| Error::file(path, reason))
+}
+
+/// A decoder that panics on a damaged file gives a reason like any other.
+pub(crate) fn guarded<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let outcome = catch_unwind(AssertUnwindSafe(decode));
+    outcome.unwrap_or_else(|_| Err("its decoder broke off; the file is damaged, replace it".to_string()))
+}
+
+/// Reads a whole file of bounded size.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let describe = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::file(path, "no such file; check the dataset's folder and lists"),
         _ => Error::file(path, format!("cannot read: {error}")),

@@ -18,7 +18,17 @@ pub fn write_palette_png(path: &Path, labels: &LabelMap, colours: &[[u8; 3]]) ->
     for (entry, colour) in palette.chunks_exact_mut(3).zip(colours) {
         entry.copy_from_slice(colour);
     }
-    write(path, labels.width, labels.height, &labels.ids, Some(palette))
+    write(path, labels.width, labels.height, &labels.ids, png::ColorType::Indexed, Some(palette))
+}
+
+/// Writes labels as an 8-bit grey PNG whose values are `label_ids[train id]`: prediction files for a dataset's own
+/// evaluator. A train id beyond the list, 255 among them, stays what it is.
+///
+/// # Errors
+/// File where it cannot be written.
+pub fn write_grey_png(path: &Path, labels: &LabelMap, label_ids: &[u8]) -> Result<()> {
+    let ids: Vec<u8> = labels.ids.iter().map(|&id| label_ids.get(usize::from(id)).copied().unwrap_or(id)).collect();
+    write(path, labels.width, labels.height, &ids, png::ColorType::Grayscale, None)
 }
 
 /// Writes an 8-bit RGB PNG.
@@ -26,16 +36,23 @@ pub fn write_palette_png(path: &Path, labels: &LabelMap, colours: &[[u8; 3]]) ->
 /// # Errors
 /// File where it cannot be written.
 pub fn write_rgb_png(path: &Path, image: &RgbImage) -> Result<()> {
-    write(path, image.width, image.height, &image.pixels, None)
+    write(path, image.width, image.height, &image.pixels, png::ColorType::Rgb, None)
 }
 
-fn write(path: &Path, width: usize, height: usize, bytes: &[u8], palette: Option<Vec<u8>>) -> Result<()> {
+fn write(
+    path: &Path,
+    width: usize,
+    height: usize,
+    bytes: &[u8],
+    colour: png::ColorType,
+    palette: Option<Vec<u8>>,
+) -> Result<()> {
     let size =
         |side: usize| u32::try_from(side).map_err(|_| Error::file(path, format!("cannot write a side of {side}")));
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, size(width)?, size(height)?);
     encoder.set_depth(png::BitDepth::Eight);
-    encoder.set_color(if palette.is_some() { png::ColorType::Indexed } else { png::ColorType::Rgb });
+    encoder.set_color(colour);
     if let Some(palette) = palette {
         encoder.set_palette(palette);
     }
@@ -47,7 +64,7 @@ fn write(path: &Path, width: usize, height: usize, bytes: &[u8], palette: Option
 }
 
 /// Writes beside the target and renames, so that nobody ever sees half a file.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?.to_os_string();
     name.push(format!(".{}.part", std::process::id()));
     let part = path.with_file_name(name);

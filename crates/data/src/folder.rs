@@ -16,14 +16,16 @@ use std::path::Path;
 use dsd_random::Stream;
 use serde::Deserialize;
 
-use crate::dataset::{IMAGE_EXTENSIONS, Pair, pair_at, pairs_in_folders};
+use crate::dataset::{Pair, pair_at, pairs_in_folders};
+use crate::label_code::LabelCode;
+use crate::pattern::IMAGE_EXTENSIONS;
 use crate::{Classes, Dataset, Error, IGNORE, IdMap, Result, Sample};
 
 /// One split of a folder dataset.
 #[derive(Clone, Debug)]
 pub struct Folder {
     classes: Classes,
-    ids: IdMap,
+    code: LabelCode,
     pairs: Vec<Pair>,
 }
 
@@ -56,7 +58,12 @@ impl Folder {
         }
         let (classes, ids) = read_classes(&root.join("classes.toml"))?;
         let pairs = pairs_of_split(root, split, seed, validation_fraction)?;
-        Ok(Self { classes, ids, pairs })
+        Ok(Self { classes, code: LabelCode::Ids(ids), pairs })
+    }
+
+    /// Image and label file of every sample, and how the labels are read.
+    pub(crate) fn parts(&self) -> (&[Pair], &LabelCode) {
+        (&self.pairs, &self.code)
     }
 }
 
@@ -70,7 +77,7 @@ impl Dataset for Folder {
     }
 
     fn sample(&self, index: usize) -> Result<Sample> {
-        pair_at(&self.pairs, index)?.read(&self.ids)
+        pair_at(&self.pairs, index)?.read(&self.code)
     }
 
     fn name(&self, index: usize) -> String {

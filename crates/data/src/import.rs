@@ -1,67 +1,82 @@
-//! Importing CamVid from an archive or a folder: unpacked beside the target, verified, then renamed into place.
+//! Importing a published dataset from archives or a folder: unpacked beside the target, verified, then renamed into place.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sha2::{Digest, Sha256};
-
-use crate::archive::{LIMITS, is_archive, unpack};
-use crate::camvid::has_split;
-use crate::{CamVid, Dataset, Error, Result, camvid_manifest};
+use crate::archive::{is_archive, unpack};
+use crate::dataset::Pair;
+use crate::fingerprint::Fingerprint;
+use crate::manifest::DatasetManifest;
+use crate::published::find;
+use crate::{Dataset, Error, Published, Result, manifest};
 
 /// What an import found and verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportReport {
     /// Where the dataset lies now.
     pub root: PathBuf,
+    /// Name of the form that was found.
+    pub layout: String,
     /// Verified number of pairs per split, in the manifest's order; none where the source lacks the split.
     pub splits: Vec<(String, Option<usize>)>,
-    /// Description of the archive where its SHA-256 is one of the manifest's.
-    pub known_archive: Option<String>,
-    /// SHA-256 of the archive in lower-case hexadecimal; none for a folder.
-    pub sha256: Option<String>,
+    /// Every archive with its SHA-256 in lower-case hexadecimal and, where its hash is one of the manifest's, what it is.
+    pub archives: Vec<(PathBuf, String, Option<String>)>,
 }
 
-/// Imports CamVid in the SegNet layout from a `.tar`, `.tar.gz`, `.tgz` or a folder.
+/// How far an import is: what it does, done, of how many.
+pub type Progress<'a> = dyn Fn(&str, usize, usize) + Sync + 'a;
+
+/// Imports the dataset `name` from `.tar`, `.tar.gz`, `.tgz` or `.zip` archives that belong together, or from one folder.
 ///
 /// Everything is unpacked into a folder beside `to`, every pair of every split is decoded and checked (equal sizes,
-/// the manifest's size, ids 0 to 11 or 255, the manifest's counts), and only then renamed to `to`. After an error nothing is
-/// left behind. `train` and `val` must be there; `test` may be missing.
+/// the manifest's size, known label ids, the manifest's counts), and only then renamed to `to`. After an error nothing
+/// is left behind. Only splits that the manifest calls optional may be missing. A folder stays as it is; what belongs
+/// to the dataset is copied.
 ///
 /// # Errors
-/// File, Line or Archive, naming the culprit; File where `to` already holds something.
-pub fn import_camvid(from: &Path, to: &Path) -> Result<ImportReport> {
-    let (root, name) = check_target(to)?;
-    if !from.exists() {
-        return Err(Error::file(from, "no such archive or folder"));
+/// Param for an unknown dataset; File, Line or Archive, naming the culprit; File where `to` already holds something.
+pub fn import(name: &str, from: &[PathBuf], to: &Path, progress: &Progress<'_>) -> Result<ImportReport> {
+    let facts = manifest(name)?;
+    let (parent, folder) = check_target(to)?;
+    let Some(first) = from.first() else {
+        return Err(Error::param("from", "expected an archive or a folder"));
+    };
+    if let Some(missing) = from.iter().find(|path| !path.exists()) {
+        return Err(Error::file(missing, "no such archive or folder"));
     }
-    let staging = Staging::beside(&root, &name)?;
-    let mut sha256 = None;
-    if from.is_dir() {
-        copy_layout(&find_layout(from)?, &staging.path)?;
-    } else if is_archive(from) {
-        sha256 = Some(digest(from)?);
-        unpack(from, &staging.path, LIMITS)?;
+    let staging = Staging::beside(&parent, &folder)?;
+    let mut archives = Vec::new();
+    if first.is_dir() {
+        if from.len() > 1 {
+            return Err(Error::param("from", "expected one folder, or archives only"));
+        }
+        copy(facts, &locate(facts, first).ok_or_else(|| no_layout(facts, first))?, &staging.path)?;
     } else {
-        let reason = "expected a .tar, .tar.gz or .tgz archive or a folder; unpack it and give the folder";
-        return Err(Error::file(from, reason));
+        for (done, path) in from.iter().enumerate() {
+            if !is_archive(path) {
+                let reason =
+                    "expected a .tar, .tar.gz, .tgz or .zip archive or a folder; unpack it and give the folder";
+                return Err(Error::file(path, reason));
+            }
+            progress("archives unpacked", done, from.len());
+            let print = Fingerprint::of(path)?;
+            let known = facts.archives.iter().find(|archive| print.difference(archive).is_none());
+            archives.push((path.clone(), print.sha256, known.map(|archive| archive.description.clone())));
+            unpack(path, &staging.path, facts.limits)?;
+        }
     }
-    let layout = find_layout(&staging.path).map_err(|_| no_layout(from))?;
+    let base = locate(facts, &staging.path).ok_or_else(|| no_layout(facts, first))?;
     // The staging folder is gone when its user reads the error: name the file as the source knows it.
-    let splits = verify(&layout).map_err(|error| error.moved(&staging.path, from))?;
+    let (layout, splits) = verify(facts, &base, progress).map_err(|error| error.moved(&staging.path, first))?;
     if to.exists() {
         // An empty folder, as checked above.
         fs::remove_dir(to).map_err(|error| Error::file(to, format!("cannot replace: {error}")))?;
     }
-    fs::rename(&layout, to).map_err(|error| Error::file(to, format!("cannot move the import here: {error}")))?;
-    let known = camvid_manifest()?.archives.iter().find(|archive| Some(&archive.sha256) == sha256.as_ref());
-    Ok(ImportReport {
-        root: to.to_path_buf(),
-        splits,
-        known_archive: known.map(|archive| archive.description.clone()),
-        sha256,
-    })
+    fs::rename(&base, to).map_err(|error| Error::file(to, format!("cannot move the import here: {error}")))?;
+    Ok(ImportReport { root: to.to_path_buf(), layout, splits, archives })
 }
 
 /// Parent folder (made where missing) and name of a target that is absent or an empty folder.
@@ -83,12 +98,12 @@ fn check_target(to: &Path) -> Result<(PathBuf, String)> {
 }
 
 /// A folder that is removed again with everything left in it.
-struct Staging {
-    path: PathBuf,
+pub(crate) struct Staging {
+    pub(crate) path: PathBuf,
 }
 
 impl Staging {
-    fn beside(parent: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn beside(parent: &Path, name: &str) -> Result<Self> {
         let path = parent.join(format!(".{name}.import-{}", std::process::id()));
         fs::create_dir(&path).map_err(|error| Error::file(&path, format!("cannot create: {error}")))?;
         Ok(Self { path })
@@ -101,100 +116,135 @@ impl Drop for Staging {
     }
 }
 
-fn no_layout(from: &Path) -> Error {
-    Error::file(
-        from,
-        "holds no CamVid in the SegNet layout (train/, trainannot/, val/, valannot/ and train.txt, val.txt)",
-    )
+fn no_layout(facts: &DatasetManifest, from: &Path) -> Error {
+    let forms: Vec<String> =
+        facts.layouts.iter().map(|layout| format!("{} ({})", layout.name, layout.description)).collect();
+    Error::file(from, format!("holds no {} in a known form: {}", facts.title, forms.join("; ")))
 }
 
-/// The folder that holds the splits: `root`, or a folder at most two levels below.
-fn find_layout(root: &Path) -> Result<PathBuf> {
+/// The dataset's folder: `root`, or a folder at most two levels below, with every split that is not optional.
+fn locate(facts: &'static DatasetManifest, root: &Path) -> Option<PathBuf> {
+    let base = |folder: &Path| {
+        let mut needed = facts.splits.iter().filter(|split| !split.optional);
+        let base = find(facts, folder, needed.next()?).ok()?.base;
+        needed.all(|split| find(facts, folder, split).is_ok_and(|place| place.base == base)).then_some(base)
+    };
     let mut level = vec![root.to_path_buf()];
     for _ in 0..3 {
-        if let Some(found) = level.iter().find(|folder| has_split(folder, "train") && has_split(folder, "val")) {
-            return Ok(found.clone());
+        if let Some(found) = level.iter().find_map(|folder| base(folder)) {
+            return Some(found);
         }
         let below = level.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
         level = below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
         level.sort();
     }
-    Err(no_layout(root))
+    None
 }
 
-/// Copies the lists and split folders; files only, nothing else that may lie there.
-fn copy_layout(from: &Path, to: &Path) -> Result<()> {
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |error: std::io::Error| Error::file(&path, format!("cannot copy: {error}"))
-    };
-    for split in camvid_manifest()?.splits.iter().map(|facts| &facts.name) {
-        let list = from.join(format!("{split}.txt"));
-        if list.is_file() {
-            fs::copy(&list, to.join(format!("{split}.txt"))).map_err(failed(&list))?;
+/// The splits that a folder holds: name and content, none where an optional one is missing.
+fn splits(facts: &'static DatasetManifest, base: &Path) -> Result<Vec<(&'static str, Option<Published>)>> {
+    let open = |split: &'static crate::SplitFacts| {
+        if split.optional && find(facts, base, split).is_err() {
+            return Ok((split.name.as_str(), None));
         }
-        for folder in [split.clone(), format!("{split}annot")] {
-            let source = from.join(&folder);
-            if !source.is_dir() {
-                continue;
-            }
-            fs::create_dir(to.join(&folder)).map_err(failed(&source))?;
-            for entry in fs::read_dir(&source).map_err(failed(&source))? {
-                let entry = entry.map_err(failed(&source))?;
-                if entry.path().is_file() {
-                    let target = to.join(&folder).join(entry.file_name());
-                    fs::copy(entry.path(), target).map_err(failed(&entry.path()))?;
-                }
+        Published::open(&facts.name, base, &split.name).map(|opened| (split.name.as_str(), Some(opened)))
+    };
+    facts.splits.iter().map(open).collect()
+}
+
+/// Copies the samples and lists of every split, and nothing else that may lie there.
+fn copy(facts: &'static DatasetManifest, base: &Path, to: &Path) -> Result<()> {
+    let mut done = BTreeSet::new();
+    for (_, split) in splits(facts, base)? {
+        let Some(split) = split else { continue };
+        let files = split.pairs().iter().flat_map(|pair| [&pair.image, &pair.labels]).chain(&split.place().list);
+        for file in files {
+            let Ok(below) = file.strip_prefix(base) else {
+                return Err(Error::file(file, format!("lies outside {}; copy it there", base.display())));
+            };
+            if done.insert(below.to_path_buf()) {
+                let target = to.join(below);
+                let failed = |error: std::io::Error| Error::file(file, format!("cannot copy: {error}"));
+                fs::create_dir_all(target.parent().unwrap_or(to)).map_err(failed)?;
+                fs::copy(file, target).map_err(failed)?;
             }
         }
     }
     Ok(())
 }
 
+/// The form's name, and the number of pairs of each split.
+type Verified = (String, Vec<(String, Option<usize>)>);
+
 /// Decodes every pair of every split that is present.
-fn verify(layout: &Path) -> Result<Vec<(String, Option<usize>)>> {
-    let manifest = camvid_manifest()?;
+fn verify(facts: &'static DatasetManifest, base: &Path, progress: &Progress<'_>) -> Result<Verified> {
     let mut found = Vec::new();
-    for facts in &manifest.splits {
-        if !has_split(layout, &facts.name) {
-            found.push((facts.name.clone(), None));
+    let mut layout = String::new();
+    let mut seen = BTreeSet::new();
+    for (name, split) in splits(facts, base)? {
+        let Some(split) = split else {
+            found.push((name.to_string(), None));
             continue;
+        };
+        let form = split.place().layout;
+        let expected = facts.count(facts.split(name)?, form);
+        if split.len() != expected {
+            let got = split.len();
+            let reason =
+                format!("the {name} split has {got} pairs, expected {expected}; get the complete {}", facts.title);
+            return Err(Error::file(base.join(name), reason));
         }
-        let split = CamVid::open(layout, &facts.name)?;
-        if split.len() != facts.count {
-            let reason = format!(
-                "the {} split has {} pairs, expected {}; get the complete SegNet split",
-                facts.name,
-                split.len(),
-                facts.count
-            );
-            return Err(Error::file(layout.join(&facts.name), reason));
+        if layout.is_empty() {
+            layout.clone_from(&form.name);
         }
-        for (index, pair) in split.pairs().iter().enumerate() {
-            let image = split.sample(index)?.image;
-            if (image.width, image.height) != (manifest.width, manifest.height) {
-                let (got, want) =
-                    (format!("{}x{}", image.width, image.height), format!("{}x{}", manifest.width, manifest.height));
-                return Err(Error::file(&pair.image, format!("is {got} pixels, expected {want}")));
-            }
-        }
-        found.push((facts.name.clone(), Some(split.len())));
+        // Splits may share samples: each is decoded once.
+        let fresh: Vec<usize> =
+            split.pairs().iter().enumerate().filter_map(|(at, pair)| seen.insert(pair.clone()).then_some(at)).collect();
+        decode(facts, &split, &fresh, &|done| progress(name, done, fresh.len()))?;
+        found.push((name.to_string(), Some(split.len())));
     }
-    Ok(found)
+    Ok((layout, found))
 }
 
-/// SHA-256 of a file in lower-case hexadecimal.
-fn digest(path: &Path) -> Result<String> {
-    let failed = |error: std::io::Error| Error::file(path, format!("cannot read: {error}"));
-    let mut file = File::open(path).map_err(failed)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 16];
-    loop {
-        let count = file.read(&mut buffer).map_err(failed)?;
-        if count == 0 {
-            break;
+/// Decodes samples on all cores; the error is that of the first bad one in order.
+fn decode(
+    facts: &DatasetManifest,
+    split: &Published,
+    samples: &[usize],
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<()> {
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let worst: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let work = || {
+        while let Some(&index) = samples.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let fits = split.sample(index).and_then(|sample| {
+                let size = [sample.image.height, sample.image.width];
+                match (facts.size, split.pairs().get(index)) {
+                    (Some(want), Some(Pair { image, .. })) if want != size => {
+                        let reason = format!("is {}x{} pixels, expected {}x{}", size[1], size[0], want[1], want[0]);
+                        Err(Error::file(image, reason))
+                    }
+                    _ => Ok(()),
+                }
+            });
+            if let (Err(error), Ok(mut worst)) = (fits, worst.lock()) {
+                if worst.as_ref().is_none_or(|(first, _)| index < *first) {
+                    *worst = Some((index, error));
+                }
+                // What was taken before this one still ends; nothing new begins.
+                next.store(samples.len(), Ordering::Relaxed);
+            }
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
         }
-        hash.update(&buffer[..count]);
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
+    match worst.into_inner() {
+        Ok(None) => Ok(()),
+        Ok(Some((_, error))) => Err(error),
+        Err(_) => Err(Error::LoaderStopped),
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -9,7 +9,7 @@ use dsd_metrics::Summary;
 
 use crate::recipe::{Recipe, SHIPPED};
 use crate::run::{RunSettings, train};
-use crate::{Error, bench, evaluate, import_model, interrupt, predict, report, stage};
+use crate::{Error, bench, data_command, evaluate, import_model, interrupt, predict, report, stage};
 
 /// Train a large segmentation network, distil it into a compact one, and see what that was worth.
 #[derive(Parser, Debug)]
@@ -41,7 +41,7 @@ enum Command {
         /// Folder with model.safetensors and model.json.
         #[arg(long, value_name = "DIR")]
         model: PathBuf,
-        /// streets, camvid or folder.
+        /// streets, folder, or a published one (see `dsd data`).
         #[arg(long)]
         dataset: String,
         /// Folder of the dataset (not for streets).
@@ -77,6 +77,9 @@ enum Command {
         /// Folder for the results.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Write grey PNGs with the ids that this published dataset's own evaluator reads, instead of palette PNGs.
+        #[arg(long, value_name = "DATASET")]
+        label_ids: Option<String>,
     },
     /// List the networks, or import weights for one.
     #[command(args_conflicts_with_subcommands = true)]
@@ -87,11 +90,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Import a dataset.
-    Data {
-        #[command(subcommand)]
-        dataset: DataCommand,
-    },
+    /// List published datasets, say how to get one, import it.
+    Data(data_command::DataArguments),
     /// Time kernels, operations and training steps.
     Bench(bench::BenchArguments),
     /// Write the page of a finished run again.
@@ -110,19 +110,6 @@ enum Command {
 enum ModelsCommand {
     /// Weights of other people's training as a folder that training, evaluation and prediction take.
     Import(import_model::ImportArguments),
-}
-
-#[derive(Subcommand, Debug)]
-enum DataCommand {
-    /// CamVid in the SegNet layout, from a tar, tar.gz or folder.
-    Camvid {
-        /// The archive or folder to import.
-        #[arg(long, value_name = "ARCHIVE")]
-        from: PathBuf,
-        /// Where to put it.
-        #[arg(long, value_name = "DIR", default_value = "data/camvid")]
-        to: PathBuf,
-    },
 }
 
 /// Runs the command line; the process's exit code.
@@ -183,28 +170,16 @@ fn run(arguments: Arguments) -> Result<()> {
             let dataset = dsd_data::open(&dataset, root.as_deref(), &split, &options)?;
             eval(&model, dataset.as_ref(), batch_size, json)
         }
-        Command::Predict { model, images, out } => {
-            for line in predict::predict(&model, &images, &out)? {
+        Command::Predict { model, images, out, label_ids } => {
+            let manifest = label_ids.as_deref().map(dsd_data::manifest).transpose()?;
+            for line in predict::predict(&model, &images, &out, manifest)? {
                 println!("{line}");
             }
             Ok(())
         }
         Command::Models { command: Some(ModelsCommand::Import(arguments)), .. } => import_model::run(&arguments),
         Command::Models { command: None, json } => models(json),
-        Command::Data { dataset: DataCommand::Camvid { from, to } } => {
-            let report = dsd_data::import_camvid(&from, &to)?;
-            for (split, count) in &report.splits {
-                println!(
-                    "{split:6} {}",
-                    count.map_or("not in the source".to_string(), |count| format!("{count} pairs, all read"))
-                );
-            }
-            if let Some(name) = &report.known_archive {
-                println!("the archive is {name}");
-            }
-            println!("{}", report.root.display());
-            Ok(())
-        }
+        Command::Data(arguments) => data_command::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report { run } => {
             report::write(&run)?;

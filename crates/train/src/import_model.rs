@@ -22,7 +22,7 @@ pub struct ImportArguments {
     /// What to take; of a backbone there is nothing else.
     #[arg(long, value_enum, default_value = "everything")]
     part: ImportPart,
-    /// Classes of a whole network: their number, camvid or streets.
+    /// Classes of a whole network: their number, streets or a published dataset.
     #[arg(long, value_name = "N|DATASET")]
     classes: Option<String>,
     /// Where the source does not say: mean of R, G and B in 0-1.
@@ -135,13 +135,13 @@ fn normalisation(arguments: &ImportArguments, taken: &Pretrained) -> Result<Norm
 
 fn classes(given: Option<&str>) -> Result<Vec<ClassInfo>> {
     let known = match given {
-        None => bail!("--classes is missing: the number of the network's classes, camvid or streets"),
-        Some("camvid") => dsd_data::camvid_manifest()?.classes()?,
+        None => bail!("--classes is missing: the number of the network's classes, streets or a published dataset"),
+        Some(name) if dsd_data::manifest(name).is_ok() => dsd_data::manifest(name)?.classes()?,
         Some("streets") => dsd_data::open("streets", None, "val", &OpenOptions::default())?.classes().clone(),
         Some(number) => {
-            let count: u8 = number
-                .parse()
-                .with_context(|| format!("--classes {number}: expected 1 to 255 or camvid or streets"))?;
+            let count: u8 = number.parse().with_context(|| {
+                format!("--classes {number}: expected 1 to 255, streets or a published dataset (see dsd data)")
+            })?;
             if count == 0 {
                 bail!("--classes 0: expected 1 to 255");
             }

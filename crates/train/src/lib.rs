@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod data_command;
 pub mod environment;
 mod error;
 pub mod evaluate;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use dsd_data::{Classes, overlay, read_image, write_palette_png, write_rgb_png};
+use dsd_data::{Classes, DatasetManifest, overlay, read_image, write_grey_png, write_palette_png, write_rgb_png};
 
 use crate::checkpoint::make_folder;
 use crate::{Error, Result, evaluate, stage};
@@ -12,11 +12,16 @@ use crate::{Error, Result, evaluate, stage};
 const ALPHA: f32 = 0.5;
 
 /// Segments images and writes `STEM.png` (indexed, with the classes' palette) and `STEM_overlay.png` for each into
-/// `out`; returns a line for each.
+/// `out`; returns a line for each. With a dataset's manifest, `STEM.png` is a grey PNG of that dataset's label ids.
 ///
 /// # Errors
-/// The first image that cannot be read or written, by name; two images whose results would have one name.
-pub fn predict(model: &Path, images: &[PathBuf], out: &Path) -> Result<Vec<String>> {
+/// A model whose classes are not the dataset's; the first image that cannot be read or written, by name; two images whose results would have one name.
+pub fn predict(
+    model: &Path,
+    images: &[PathBuf],
+    out: &Path,
+    manifest: Option<&DatasetManifest>,
+) -> Result<Vec<String>> {
     let mut stems = BTreeSet::new();
     for path in images {
         let stem = path.file_stem().ok_or_else(|| Error::file(path, "is no image file"))?;
@@ -30,6 +35,12 @@ pub fn predict(model: &Path, images: &[PathBuf], out: &Path) -> Result<Vec<Strin
     let (names, colours) =
         saved.card.classes.iter().map(|class| (class.name.clone(), class.colour)).unzip::<_, _, Vec<_>, Vec<_>>();
     let classes = Classes { names, colours };
+    if let Some(manifest) =
+        manifest.filter(|manifest| manifest.classes().is_ok_and(|theirs| theirs.names != classes.names))
+    {
+        let reason = format!("its classes are not those of {}: {}", manifest.name, classes.names.join(", "));
+        return Err(Error::file(model, reason));
+    }
     make_folder(out)?;
     let mut lines = Vec::with_capacity(images.len());
     for (path, stem) in images.iter().zip(images.iter().filter_map(|path| path.file_stem())) {
@@ -37,7 +48,10 @@ pub fn predict(model: &Path, images: &[PathBuf], out: &Path) -> Result<Vec<Strin
         let Some(labels) = evaluate::predict(segmenter.as_ref(), &[&image], &normalisation)?.pop() else { continue };
         let name = stem.to_string_lossy();
         let indexed = out.join(format!("{name}.png"));
-        write_palette_png(&indexed, &labels, &classes.colours)?;
+        match manifest {
+            Some(manifest) => write_grey_png(&indexed, &labels, &manifest.label_ids())?,
+            None => write_palette_png(&indexed, &labels, &classes.colours)?,
+        }
         write_rgb_png(&out.join(format!("{name}_overlay.png")), &overlay(&image, &labels, &classes.colours, ALPHA)?)?;
         let mut counts = vec![0usize; classes.names.len()];
         for &id in &labels.ids {

@@ -22,7 +22,7 @@ mod walls;
 
 use dsd_random::Stream;
 
-use crate::{Classes, Dataset, Error, LabelMap, Result, RgbImage, Sample, camvid_manifest};
+use crate::{Classes, Dataset, Error, LabelMap, Result, RgbImage, Sample, manifest};
 
 /// Train ids: CamVid's order.
 mod class {
@@ -76,7 +76,7 @@ impl Streets {
         if split.is_empty() {
             return Err(Error::param("split", "is empty"));
         }
-        Ok(Self { config, classes: camvid_manifest()?.classes()?, split: split.to_owned() })
+        Ok(Self { config, classes: manifest("camvid")?.classes()?, split: split.to_owned() })
     }
 }
 

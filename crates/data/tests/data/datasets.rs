@@ -48,7 +48,10 @@ fn what_is_wrong_with_a_camvid_folder_is_named_with_its_place() {
     let folder = tempfile::tempdir().expect("folder");
     let root = folder.path();
     assert!(refused("camvid", &root.join("none"), "train").contains("none: no such folder"));
-    assert!(refused("camvid", root, "train").contains("neither train.txt nor train/"));
+    assert!(
+        refused("camvid", root, "train")
+            .contains("holds no train split of camvid; known forms: SegNet (SPLIT/NAME.png")
+    );
     assert!(refused("camvid", root, "holdout").contains("train, val, test"));
     write_pair(&root.join("train/a.png"), &root.join("trainannot/a.png"), 6, 4, 3);
     let list = root.join("train.txt");
@@ -124,7 +127,7 @@ fn what_is_wrong_with_own_data_is_named() {
     }
     assert!(
         message(open("kitti", None, "train", &OpenOptions::default()).map(|_| ()))
-            .contains("streets, camvid or folder")
+            .contains("streets, camvid, cityscapes, ade20k, voc2012 or folder")
     );
     assert!(message(open("camvid", None, "train", &OpenOptions::default()).map(|_| ())).starts_with("root: "));
 }

@@ -4,10 +4,15 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use dsd_data::{OpenOptions, import_camvid, open};
+use dsd_data::{ImportReport, OpenOptions, Result, import, open};
 use tar::{Builder, EntryType, Header};
 
 use crate::{message, write_pair};
+
+/// Imports CamVid from one source, silently.
+fn import_camvid(from: &Path, to: &Path) -> Result<ImportReport> {
+    import("camvid", &[from.to_path_buf()], to, &|_, _, _| {})
+}
 
 /// A tar archive with raw names, as a hostile sender may write them.
 fn archive(path: &Path, entries: &[(&str, EntryType, &[u8])]) {
@@ -84,13 +89,15 @@ fn damaged_and_foreign_archives_are_refused() {
     assert!(message(import_camvid(&path, &to)).contains("damaged or cut short"));
     let plain = folder.path().join("a.tar");
     archive(&plain, &[("other/readme.txt", EntryType::Regular, b"hello")]);
-    assert!(message(import_camvid(&plain, &to)).contains("a.tar: holds no CamVid"));
+    assert!(message(import_camvid(&plain, &to)).contains("a.tar: holds no CamVid, 11 classes in a known form"));
     let mut bytes = fs::read(&plain).expect("reads");
     bytes.truncate(514);
     fs::write(&plain, &bytes).expect("writes");
     assert!(message(import_camvid(&plain, &to)).contains("a.tar"));
     fs::write(folder.path().join("a.zip"), b"PK").expect("writes");
-    assert!(message(import_camvid(&folder.path().join("a.zip"), &to)).contains("expected a .tar"));
+    assert!(message(import_camvid(&folder.path().join("a.zip"), &to)).contains("is no zip archive"));
+    fs::write(folder.path().join("a.rar"), b"Rar!").expect("writes");
+    assert!(message(import_camvid(&folder.path().join("a.rar"), &to)).contains("expected a .tar"));
     fs::create_dir(&to).expect("folder");
     fs::write(to.join("mine.txt"), "keep").expect("writes");
     assert!(message(import_camvid(&plain, &to)).contains("already holds something"));
@@ -135,7 +142,8 @@ fn a_complete_archive_and_a_folder_are_imported_and_an_incomplete_or_bad_one_is_
     let report = import_camvid(&path, &to).expect("imports");
     let expected = [("train".to_owned(), Some(367)), ("val".to_owned(), Some(101)), ("test".to_owned(), None)];
     assert_eq!(report.splits, expected);
-    assert_eq!((report.known_archive, report.sha256.map(|hash| hash.len())), (None, Some(64)));
+    let [(_, hash, known)] = &report.archives[..] else { panic!("{:?}", report.archives) };
+    assert_eq!((hash.len(), known, report.layout.as_str()), (64, &None, "SegNet"));
     assert_eq!(open("camvid", Some(&to), "val", &OpenOptions::default()).expect("opens").len(), 101);
     let beside = fs::read_dir(folder.path().join("data")).expect("lists").count();
     assert_eq!(beside, 1, "the staging folder is gone");
@@ -170,7 +178,7 @@ fn the_real_camvid_archive_is_imported_where_it_is_at_hand() {
     let report = import_camvid(&archive, &to).expect("imports");
     let expected = [("train".to_owned(), Some(367)), ("val".to_owned(), Some(101)), ("test".to_owned(), None)];
     assert_eq!(report.splits, expected);
-    assert!(report.known_archive.is_some(), "its hash is in the manifest");
+    assert!(report.archives[0].2.is_some(), "its hash is in the manifest");
     let train = open("camvid", Some(&to), "train", &OpenOptions::default()).expect("opens");
     let mut counts = [0u64; 256];
     for index in 0..train.len() {

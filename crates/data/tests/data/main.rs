@@ -3,11 +3,17 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "clippy's exception for tests leaves out their helper functions")]
 
 mod augmentation;
+mod checking;
 mod datasets;
 mod decoding;
 mod import;
 mod loading;
+mod miniatures;
+mod mutants;
+mod published;
+mod sbd;
 mod streets;
+mod zips;
 
 use std::path::Path;
 

@@ -5,6 +5,7 @@
 //! is written, ratio = peer / ours, null where no peer ran.
 
 mod cases;
+mod loader;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use crate::checkpoint::write_whole;
 /// What to time.
 #[derive(clap::Args, Debug)]
 pub struct BenchArguments {
-    /// Groups: kernels, ops, losses, step, infer [default: all].
+    /// Groups: kernels, ops, losses, step, infer, loader [default: all but loader].
     groups: Vec<String>,
     /// Only cases whose name contains this text.
     #[arg(long)]
@@ -25,6 +26,12 @@ pub struct BenchArguments {
     /// Write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// loader: a CamVid folder in the SegNet form [default: generated images].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// loader: time this peer too, in turns (torch; its interpreter is $DSD_PYTHON or python3).
+    #[arg(long, value_parser = ["torch"])]
+    peer: Option<String>,
     /// Seconds for each case, at least five runs.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -96,8 +103,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
         ("step", cases::step),
         ("infer", cases::infer),
     ];
-    if let Some(unknown) = arguments.groups.iter().find(|name| groups.iter().all(|(known, _)| known != name)) {
-        bail!("no group {unknown}; there are {}", groups.map(|(name, _)| name).join(", "));
+    let known = |name: &str| name == "loader" || groups.iter().any(|(known, _)| *known == name);
+    if let Some(unknown) = arguments.groups.iter().find(|name| !known(name)) {
+        bail!("no group {unknown}; there are {}, loader", groups.map(|(name, _)| name).join(", "));
     }
     let mut bench = Bench { bench: "", only: arguments.only.clone(), seconds: arguments.seconds, rows: Vec::new() };
     for (name, group) in groups {
@@ -105,6 +113,9 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
             bench.bench = name;
             group(&mut bench)?;
         }
+    }
+    if arguments.groups.iter().any(|asked| asked == "loader") {
+        loader::run(&mut bench, arguments.data.as_deref(), arguments.peer.is_some())?;
     }
     if let Some(path) = &arguments.json {
         write_whole(path, &serde_json::to_vec_pretty(&bench.rows)?)?;

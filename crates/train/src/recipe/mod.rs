@@ -90,7 +90,8 @@ impl Recipe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// `streets` (built in), `camvid` or `folder`.
+    /// `streets` (built in), `folder`, or a published dataset (`dsd data` lists them), with a policy after a colon where it
+    /// has several: `camvid:exact`.
     pub dataset: String,
     /// Folder of the dataset; not for `streets`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,9 +1,11 @@
-//! Unpacking a tar archive that nobody vouches for.
+//! Unpacking a tar or zip archive that nobody vouches for.
 //!
 //! The archive is read twice: first every entry is checked against the rules, and one bad entry refuses the whole
 //! archive before anything is written; then the files are unpacked into a folder of our own. Rules: regular files and
 //! folders only; relative UTF-8 names without `..`, drive or NUL, at most 255 bytes a part and 32 parts; no two names
 //! that differ in case only; bounded number of entries, bytes per file and bytes in all. Mode bits are ignored.
+
+mod zip;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,46 +15,52 @@ use std::path::{Component, Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use tar::EntryType;
 
-use crate::{Error, Result};
-
-/// Bounds of an archive's content.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ArchiveLimits {
-    pub(crate) entries: usize,
-    pub(crate) file_bytes: u64,
-    pub(crate) total_bytes: u64,
-}
-
-/// Enough for CamVid as PNG (about 0.3 GB) several times over.
-pub(crate) const LIMITS: ArchiveLimits = ArchiveLimits { entries: 20_000, file_bytes: 64 << 20, total_bytes: 2 << 30 };
+use crate::{ArchiveLimits, Error, Result};
 
 /// True where the name ends like an archive that [`unpack`] reads.
 pub(crate) fn is_archive(path: &Path) -> bool {
-    let name = path.file_name().map(|name| name.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    [".tar", ".tar.gz", ".tgz"].iter().any(|end| name.ends_with(end))
+    [".tar", ".tar.gz", ".tgz", ".zip"].iter().any(|end| ends_with(path, end))
 }
 
-/// Checks the whole archive, then unpacks it into the existing folder `into`.
+fn ends_with(path: &Path, end: &str) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().to_ascii_lowercase().ends_with(end))
+}
+
+/// What an entry is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    /// With its declared size in bytes.
+    File(u64),
+}
+
+/// Is called with the checked name of every file and folder, and with its content.
+type Visit<'a> = dyn FnMut(&Path, Kind, &mut dyn Read) -> Result<()> + 'a;
+
+/// Checks the whole archive, then unpacks it into the existing folder `into`. A file in no folder that is there already
+/// is left out: several archives of a dataset bring the same licence and readme.
 pub(crate) fn unpack(archive: &Path, into: &Path, limits: ArchiveLimits) -> Result<()> {
     plan(archive, limits)?;
     let mut total = 0u64;
-    each_entry(archive, limits, |name, entry| {
+    each_entry(archive, limits, &mut |name, kind, content| {
         let target = into.join(name);
         let failed = |error: std::io::Error| Error::file(&target, format!("cannot write: {error}"));
-        if entry.header().entry_type() == EntryType::Directory {
+        let Kind::File(declared) = kind else {
             return fs::create_dir_all(&target).map_err(failed);
+        };
+        if name.components().count() == 1 && target.is_file() {
+            return Ok(());
         }
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
         }
         let mut file = File::create_new(&target).map_err(failed)?;
-        let declared = entry.size();
         let broken = |error: std::io::Error| Error::archive(archive, name.display().to_string(), damage(&error));
         // Bytes on disk are counted, whatever the header says.
         let mut buffer = vec![0u8; 1 << 16];
         let mut written = 0u64;
         loop {
-            let count = entry.read(&mut buffer).map_err(broken)?;
+            let count = content.read(&mut buffer).map_err(broken)?;
             if count == 0 {
                 break;
             }
@@ -75,21 +83,21 @@ fn plan(archive: &Path, limits: ArchiveLimits) -> Result<()> {
     let mut names = BTreeSet::new();
     let mut total = 0u64;
     let mut count = 0usize;
-    each_entry(archive, limits, |name, entry| {
+    each_entry(archive, limits, &mut |name, kind, _| {
         let refuse = |reason: String| Err(Error::archive(archive, name.display().to_string(), reason));
+        let size = if let Kind::File(size) = kind { size } else { 0 };
         count += 1;
-        total = total.saturating_add(entry.size());
+        total = total.saturating_add(size);
         if count > limits.entries {
             return refuse(format!("the archive has more than {} entries", limits.entries));
         }
-        if entry.size() > limits.file_bytes {
-            return refuse(format!("has {} bytes, the limit is {}", entry.size(), limits.file_bytes));
+        if size > limits.file_bytes {
+            return refuse(format!("has {size} bytes, the limit is {}", limits.file_bytes));
         }
         if total > limits.total_bytes {
             return refuse(format!("the archive unpacks to more than {} bytes", limits.total_bytes));
         }
-        let is_file = entry.header().entry_type() != EntryType::Directory;
-        if !names.insert(name.to_string_lossy().to_lowercase()) && is_file {
+        if !names.insert(name.to_string_lossy().to_lowercase()) && kind != Kind::Folder {
             return refuse("the name occurs twice (or differs in case only)".into());
         }
         Ok(())
@@ -100,37 +108,36 @@ fn plan(archive: &Path, limits: ArchiveLimits) -> Result<()> {
     Ok(())
 }
 
-type Entry<'a> = tar::Entry<'a, Box<dyn Read>>;
-
-/// Calls `visit` with the checked name of every file and folder.
-fn each_entry(
-    archive: &Path,
-    limits: ArchiveLimits,
-    mut visit: impl FnMut(&Path, &mut Entry<'_>) -> Result<()>,
-) -> Result<()> {
-    let damaged = |error: std::io::Error| Error::file(archive, damage(&error));
+fn each_entry(archive: &Path, limits: ArchiveLimits, visit: &mut Visit<'_>) -> Result<()> {
     let file = File::open(archive).map_err(|error| Error::file(archive, format!("cannot open: {error}")))?;
+    if ends_with(archive, ".zip") {
+        return zip::each_entry(archive, file, limits, visit);
+    }
+    let damaged = |error: std::io::Error| Error::file(archive, damage(&error));
     let file = BufReader::new(file);
-    let zipped = !archive.extension().is_some_and(|end| end.eq_ignore_ascii_case("tar"));
     // Headers and padding come on top of the content.
-    let ceiling = limits.total_bytes + 2048 * limits.entries as u64;
-    let reader: Box<dyn Read> =
-        if zipped { Box::new(MultiGzDecoder::new(file).take(ceiling)) } else { Box::new(file.take(ceiling)) };
+    let ceiling = limits.total_bytes.saturating_add(2048 * limits.entries as u64);
+    let reader: Box<dyn Read> = if ends_with(archive, ".tar") {
+        Box::new(file.take(ceiling))
+    } else {
+        Box::new(MultiGzDecoder::new(file).take(ceiling))
+    };
     let mut tar = tar::Archive::new(reader);
     for entry in tar.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
         let spelled = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Continuous | EntryType::Directory => {}
+        let kind = match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous => Kind::File(entry.size()),
+            EntryType::Directory => Kind::Folder,
             EntryType::XGlobalHeader => continue,
             other => {
                 let reason = format!("is a {other:?}; only regular files and folders are accepted");
                 return Err(Error::archive(archive, spelled, reason));
             }
-        }
+        };
         let name = checked_name(&entry.path_bytes()).map_err(|reason| Error::archive(archive, spelled, reason))?;
         if let Some(name) = name {
-            visit(&name, &mut entry)?;
+            visit(&name, kind, &mut entry)?;
         }
     }
     Ok(())
