@@ -23,7 +23,7 @@ enum Task {
     /// Train by a recipe: `cargo xtask train [RECIPE] [--set KEY=VALUE]… [--out DIR] [--resume]`.
     #[command(disable_help_flag = true)]
     Train(PassedOn),
-    /// Import a dataset: `cargo xtask data camvid --from ARCHIVE [--to DIR]`.
+    /// Import or check a dataset: `cargo xtask data NAME --from ARCHIVE [--to DIR]`, `cargo xtask data check DIR`.
     #[command(disable_help_flag = true)]
     Data(PassedOn),
     /// Time kernels, operations and steps: `cargo xtask bench [GROUP]… [--json FILE]`.

@@ -26,6 +26,8 @@ mod check;
 mod classes;
 mod dataset;
 mod decode;
+#[cfg(feature = "download")]
+mod download;
 mod encode;
 mod error;
 mod fingerprint;
@@ -48,6 +50,8 @@ pub use check::{CheckReport, Fault, Severity, SplitReport, check};
 pub use classes::{Classes, IdMap};
 pub use dataset::{Dataset, OpenOptions, Sample, open};
 pub use decode::{read_image, read_labels};
+#[cfg(feature = "download")]
+pub use download::{Patience, download};
 pub use encode::{write_grey_png, write_palette_png, write_rgb_png};
 pub use error::{Error, Result};
 pub use folder::Folder;

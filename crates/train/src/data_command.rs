@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use dsd_data::{CheckReport, DatasetManifest, Severity, manifest, manifests, write_rgb_png};
+use dsd_data::{CheckReport, DatasetManifest, Patience, Severity, manifest, manifests, write_rgb_png};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A dataset to import, or nothing for a list of them.
@@ -80,11 +80,21 @@ pub fn run(arguments: &DataArguments) -> Result<()> {
     };
     let facts = manifest(name)?;
     let to = arguments.to.clone().unwrap_or_else(|| PathBuf::from("data").join(name));
-    if arguments.from.is_empty() {
-        guide(facts, &to);
+    if !arguments.from.is_empty() {
+        return import(facts, &arguments.from, &to);
+    }
+    guide(facts, &to);
+    let parts = || facts.archives.iter().filter(|archive| archive.extra.is_none());
+    if parts().next().is_none() || parts().any(|archive| archive.url.is_none()) {
         bail!("{name} has to be fetched by hand, as above");
     }
-    import(facts, &arguments.from, &to)
+    let folder = to.parent().unwrap_or(Path::new(".")).join("downloads");
+    let fetch = |archive| {
+        let patience = Patience::default();
+        with_bar(|progress| dsd_data::download(archive, &folder, facts.limits.total_bytes, patience, progress))
+    };
+    let archives: Vec<PathBuf> = parts().map(fetch).collect::<Result<_>>()?;
+    import(facts, &archives, &to)
 }
 
 fn list() -> Result<()> {

@@ -6,6 +6,8 @@ mod augmentation;
 mod checking;
 mod datasets;
 mod decoding;
+#[cfg(feature = "download")]
+mod downloads;
 mod import;
 mod loading;
 mod miniatures;
