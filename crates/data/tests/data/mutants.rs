@@ -140,7 +140,7 @@ fn archives_leave_nothing_behind() {
         // None is whole: the counts are those of a miniature.
         let refused = try_all(&whole, name, count, |bytes| {
             fs::write(&path, bytes).expect("writes");
-            outcome(import("ade20k", &[path.clone()], &into.join("ade"), &|_, _, _| {}))
+            outcome(import("ade20k", std::slice::from_ref(&path), &into.join("ade"), &|_, _, _| {}))
         });
         assert_eq!(refused, count);
         assert_eq!(fs::read_dir(&into).expect("lists").count(), 0, "{name}");

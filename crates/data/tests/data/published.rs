@@ -82,7 +82,8 @@ fn every_packing_of_camvid_gives_the_same_split_and_classes() {
     let of = |name: &str| class("camvid", name);
     let merged = [of("Pole"), of("Building"), of("Pavement"), IGNORE, of("Sky")];
     let exact = [of("Pole"), IGNORE, of("Pavement"), IGNORE, of("Sky")];
-    let forms: [(&str, &dyn Fn(&Path)); 3] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let forms: [(&str, Make<'_>); 3] = [
         ("original", &|root| miniatures::camvid_original(root, &masks)),
         ("fastai", &|root| miniatures::camvid_fastai(root, &raw)),
         ("kaggle", &|root| miniatures::camvid_kaggle(root, &masks)),
