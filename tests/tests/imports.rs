@@ -41,6 +41,9 @@ fn weights_become_a_folder_that_states_what_it_is_and_where_it_is_from() {
     let saved = json(&backbone.join("model.json"));
     assert_eq!((&saved["kind"], &saved["backbone"]), (&Value::from("backbone"), &card["model"]["backbone"]));
     refuse(&mut eval(&backbone), &["kind is \"backbone\"", "a whole network"]);
+    // What is not there comes before what has not been said.
+    let nowhere = folder.path().join("nowhere.pth");
+    refuse(&mut dsd(&["models", "import", "--from", text(&nowhere), "--as", "enet", "--to", "x"]), &["nowhere.pth"]);
     refuse(&mut dsd(&["models", "import", "--from", "hub:a/b", "--as", "resnet18", "--to", "x"]), &["hub:owner/name@"]);
     refuse(&mut dsd(&["models", "import", "--from", text(&file), "--as", "resnet19", "--to", "x"]), &["resnet19"]);
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::{dsd, refuse, succeed};
+use crate::program::{dsd, refuse, smoke_run, succeed, text};
 
 #[test]
 fn models_lists_every_network_with_its_published_number_of_parameters() {
@@ -31,4 +31,19 @@ fn recipes_are_listed_and_each_can_be_printed() {
         assert!(text.contains(&format!("name = \"{name}\"")), "{text}");
     }
     refuse(&mut dsd(&["recipes", "nowhere"]), &["nowhere", "quick, smoke"]);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let run = smoke_run().0;
+    let model = run.join("teacher").join("best");
+    let eval = ["eval", "--dataset", "streets", "--count", "1", "--size", "48", "64", "--json", "--model", text(&model)];
+    let report = ["report", text(run)];
+    for arguments in [&["models"][..], &["models", "--json"], &["recipes"], &["recipes", "quick"], &eval, &report] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = dsd(arguments).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{arguments:?}: {}: {said}", output.status);
+    }
 }

@@ -229,7 +229,7 @@ impl NormPRelu {
     }
 
     pub(crate) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        self.prelu.forward(&self.norm.forward(x, Activation::Identity, mode)?)
+        self.norm.forward_prelu(x, &self.prelu, mode)
     }
 }
 

@@ -324,6 +324,26 @@ impl BatchNorm2d {
         };
         Ok(normalised)
     }
+
+    /// Normalises `[N,C,H,W]` and rectifies with trained slopes, in one operation; otherwise as [`BatchNorm2d::forward`].
+    ///
+    /// # Errors
+    /// Those of [`dsd_ops::batch_norm_prelu_train`] and [`dsd_ops::batch_norm_prelu_eval`].
+    pub fn forward_prelu(&self, x: &Tensor, prelu: &PRelu, mode: Mode) -> Result<Tensor> {
+        let &Self { ref weight, ref bias, ref mean, ref var, eps, momentum } = self;
+        if is_counting() {
+            return Ok(x.clone());
+        }
+        let slopes = &prelu.weight;
+        let rectified = match mode {
+            Mode::Eval => dsd_ops::batch_norm_prelu_eval(x, weight, bias, slopes, mean, var, eps)?,
+            Mode::Train { .. } => {
+                let running = RunningStatistics { mean, var, momentum };
+                dsd_ops::batch_norm_prelu_train(x, weight, bias, slopes, Some(running), eps)?
+            }
+        };
+        Ok(rectified)
+    }
 }
 
 /// A convolution, batch normalisation and an activation.

@@ -160,8 +160,8 @@ fn run(arguments: Arguments) -> Result<()> {
             };
             interrupt::listen().context("cannot listen for Ctrl-C")?;
             let folder = train(&recipe, &RunSettings { out, resume })?;
-            print!("{}", report::table(&folder)?);
-            println!("page: {}", folder.join("report.html").display());
+            say!("{}", report::table(&folder)?)?;
+            say_line!("page: {}", folder.join("report.html").display())?;
             Ok(())
         }
         Command::Eval { model, dataset, root, split, seed, count, size, batch_size, json } => {
@@ -173,7 +173,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Predict { model, images, out, label_ids } => {
             let manifest = label_ids.as_deref().map(dsd_data::manifest).transpose()?;
             for line in predict::predict(&model, &images, &out, manifest)? {
-                println!("{line}");
+                say_line!("{line}")?;
             }
             Ok(())
         }
@@ -183,19 +183,19 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report { run } => {
             report::write(&run)?;
-            print!("{}", report::table(&run)?);
-            println!("page: {}", run.join("report.html").display());
+            say!("{}", report::table(&run)?)?;
+            say_line!("page: {}", run.join("report.html").display())?;
             Ok(())
         }
         Command::Recipes { name: None } => {
             for (name, text) in SHIPPED {
-                println!("{name:14} {}", Recipe::parse(name, text, &[])?.description);
+                say_line!("{name:14} {}", Recipe::parse(name, text, &[])?.description)?;
             }
             Ok(())
         }
         Command::Recipes { name: Some(name) } => match SHIPPED.iter().find(|(known, _)| *known == name) {
             Some((_, text)) => {
-                print!("{text}");
+                say!("{text}")?;
                 Ok(())
             }
             None => bail!("no recipe {name}; the program has {}", SHIPPED.map(|(name, _)| name).join(", ")),
@@ -219,15 +219,15 @@ fn eval(model: &std::path::Path, dataset: &dyn dsd_data::Dataset, batch_size: us
     bar.finish_and_clear();
     let summary: Summary = stage::summary(&matrix, dataset)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        say_line!("{}", serde_json::to_string_pretty(&summary)?)?;
     } else {
         let percent = |value: Option<f64>| value.map_or("   –".to_string(), |value| format!("{:6.2}", 100.0 * value));
-        println!("mIoU             {} % over the classes that occur", percent(summary.miou));
-        println!("mean accuracy    {} %", percent(summary.mean_accuracy));
-        println!("pixel accuracy   {} %", percent(summary.pixel_accuracy));
-        println!("freq. weighted   {} %", percent(summary.frequency_weighted_iou));
+        say_line!("mIoU             {} % over the classes that occur", percent(summary.miou))?;
+        say_line!("mean accuracy    {} %", percent(summary.mean_accuracy))?;
+        say_line!("pixel accuracy   {} %", percent(summary.pixel_accuracy))?;
+        say_line!("freq. weighted   {} %", percent(summary.frequency_weighted_iou))?;
         for (name, value) in &summary.iou.0 {
-            println!("  {name:14} {} %", percent(*value));
+            say_line!("  {name:14} {} %", percent(*value))?;
         }
     }
     Ok(())
@@ -256,14 +256,14 @@ fn models(json: bool) -> Result<()> {
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        say_line!("{}", serde_json::to_string_pretty(&rows)?)?;
         return Ok(());
     }
     let [height, width] = dsd_models::VARIANT_SIZE;
-    println!(
+    say_line!(
         "{:26} {:18} {:24} {:>13} {:>10} {:>10}",
         "name", "role", "backbone", "output stride", "parameters", "mult.-adds"
-    );
+    )?;
     for variant in variants {
         let others: Vec<String> = variant
             .output_strides
@@ -272,7 +272,7 @@ fn models(json: bool) -> Result<()> {
             .map(ToString::to_string)
             .collect();
         let others = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
-        println!(
+        say_line!(
             "{:26} {:18} {:24} {:>13} {:>8.2} M {:>8.2} G",
             variant.name,
             variant.role,
@@ -280,13 +280,13 @@ fn models(json: bool) -> Result<()> {
             format!("{}{others}", variant.output_stride()),
             variant.parameters as f64 / 1e6,
             variant.multiply_adds as f64 / 1e9,
-        );
-        println!("    {}; {}", variant.description, variant.source);
-        println!("    weights: {}", variant.weights);
+        )?;
+        say_line!("    {}; {}", variant.description, variant.source)?;
+        say_line!("    weights: {}", variant.weights)?;
     }
-    println!(
+    say_line!(
         "19 classes; multiply-adds of one image of {height}x{width} without auxiliary head; other strides in brackets"
-    );
+    )?;
     Ok(())
 }
 

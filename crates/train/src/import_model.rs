@@ -51,6 +51,7 @@ enum ImportPart {
 /// A source that does not fit; an input normalisation that nobody states, or that is stated differently.
 pub fn run(arguments: &ImportArguments) -> Result<()> {
     let ImportArguments { from, architecture, part, to, .. } = arguments;
+    weights::find(from)?;
     let network = match architecture.starts_with('{') {
         true => Some(serde_json::from_str::<ModelConfig>(architecture).context("--as")?),
         false => dsd_models::variant(architecture),
@@ -69,7 +70,7 @@ pub fn run(arguments: &ImportArguments) -> Result<()> {
                 training: serde_json::json!({ "imported": Imported::from(&taken.report) }),
             };
             dsd_models::save(to, &card, &taken.tensors)?;
-            print!("{}", taken.report);
+            say!("{}", taken.report)?;
         }
         (Some(config), _) => import_backbone(arguments, &[config])?,
         (None, Some(backbone)) => import_backbone(arguments, &alone(backbone, arguments.width))?,
@@ -77,7 +78,7 @@ pub fn run(arguments: &ImportArguments) -> Result<()> {
             bail!("{}, or the name of a backbone", dsd_models::Error::unknown_variant(architecture))
         }
     }
-    println!("{}", to.display());
+    say_line!("{}", to.display())?;
     Ok(())
 }
 
@@ -100,7 +101,7 @@ fn import_backbone(arguments: &ImportArguments, candidates: &[ModelConfig]) -> R
                 let normalisation = normalisation(arguments, &taken)?;
                 let card = BackboneCard::new(config, normalisation, Imported::from(&taken.report))?;
                 weights::save_backbone(&arguments.to, &card, &taken.tensors)?;
-                print!("{}", taken.report);
+                say!("{}", taken.report)?;
                 return Ok(());
             }
             Err(error) => refused = refused.or(Some(error)),

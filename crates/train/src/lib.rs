@@ -4,6 +4,11 @@
 //! and schedule, then the table and the page that say what distillation was worth. The `dsd` program is a thin shell
 //! around it.
 
+#![deny(clippy::print_stdout, reason = "println! panics where the reader of a pipe has gone; say_line! does not")]
+
+#[macro_use]
+mod output;
+
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

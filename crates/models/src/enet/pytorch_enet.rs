@@ -127,7 +127,7 @@ impl Norm {
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         match &self.rectifier {
-            Rectifier::PRelu(prelu) => prelu.forward(&self.norm.forward(x, Activation::Identity, mode)?),
+            Rectifier::PRelu(prelu) => self.norm.forward_prelu(x, prelu, mode),
             Rectifier::Relu => self.norm.forward(x, Activation::Relu, mode),
         }
     }

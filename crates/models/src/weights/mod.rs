@@ -64,6 +64,15 @@ pub enum Part {
     AllButClassifiers,
 }
 
+/// Verifies that there is a file to read, before anything else is asked for; fetches it where the source is a place on the
+/// hub.
+///
+/// # Errors
+/// [`Error::Io`] without such a file; those of the hub.
+pub fn find(source: &str) -> Result<()> {
+    source::find(source).map(drop)
+}
+
 /// Reads weights for a network: all tensors of the part that is asked for, or an error.
 ///
 /// `source` is a file, the folder of a saved or imported model, or `hub:owner/name@revision[/file]`.

@@ -22,13 +22,20 @@ pub(crate) struct Opened {
 }
 
 pub(crate) fn open(source: &str) -> Result<Opened> {
+    let (path, origin) = find(source)?;
+    read(&path, origin)
+}
+
+/// The file, fetched from the hub where the source is a place there, and where it is, for messages.
+pub(crate) fn find(source: &str) -> Result<(PathBuf, String)> {
     if let Some(place) = source.strip_prefix(HUB) {
-        return read(&fetched(&Place::parse(place)?)?, source.to_string());
+        return Ok((fetched(&Place::parse(place)?)?, source.to_string()));
     }
     let path = Path::new(source);
     let path = if path.is_dir() { path.join(WEIGHTS_FILE) } else { path.to_path_buf() };
+    fs::metadata(&path).map_err(io(&path, "cannot read the weights"))?;
     let origin = path.display().to_string();
-    read(&path, origin)
+    Ok((path, origin))
 }
 
 /// Reads a file and what the files beside it say of it.

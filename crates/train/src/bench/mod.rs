@@ -83,7 +83,7 @@ impl Bench {
         let median = milliseconds(times[times.len() / 2]);
         let (least, most) = (milliseconds(times[0]), milliseconds(times[times.len() - 1]));
         let rate = if work > 0.0 { format!("{:8.1} GFLOP/s", work / median / 1e6) } else { String::new() };
-        println!("{:8} {name:48} {median:9.2} ms  ({least:.2}–{most:.2}) {rate}", self.bench);
+        say_line!("{:8} {name:48} {median:9.2} ms  ({least:.2}–{most:.2}) {rate}", self.bench)?;
         self.rows.push(Row { bench: self.bench, case: name.to_string(), ours_ms: median, peer_ms: None, ratio: None });
         Ok(())
     }
