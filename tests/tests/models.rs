@@ -37,7 +37,8 @@ fn recipes_are_listed_and_each_can_be_printed() {
 fn a_reader_that_has_seen_enough_is_no_error() {
     let run = smoke_run().0;
     let model = run.join("teacher").join("best");
-    let eval = ["eval", "--dataset", "streets", "--count", "1", "--size", "48", "64", "--json", "--model", text(&model)];
+    let eval =
+        ["eval", "--dataset", "streets", "--count", "1", "--size", "48", "64", "--json", "--model", text(&model)];
     let report = ["report", text(run)];
     for arguments in [&["models"][..], &["models", "--json"], &["recipes"], &["recipes", "quick"], &eval, &report] {
         let (reader, writer) = std::io::pipe().unwrap();

@@ -262,7 +262,12 @@ fn models(json: bool) -> Result<()> {
     let [height, width] = dsd_models::VARIANT_SIZE;
     say_line!(
         "{:26} {:18} {:24} {:>13} {:>10} {:>10}",
-        "name", "role", "backbone", "output stride", "parameters", "mult.-adds"
+        "name",
+        "role",
+        "backbone",
+        "output stride",
+        "parameters",
+        "mult.-adds"
     )?;
     for variant in variants {
         let others: Vec<String> = variant

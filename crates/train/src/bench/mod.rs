@@ -2,18 +2,30 @@
 //!
 //! Medians of at least five runs after a warm-up. Inputs are dense and random, so that no zero is skipped; a backward
 //! pass gets a dense random gradient. With `--json FILE` an array of `{"bench", "case", "ours_ms", "peer_ms", "ratio"}`
-//! is written, ratio = peer / ours, null where no peer ran.
+//! is written, ratio = peer / ours, null where no peer ran; steps also have `ours_peak_mb` and `peer_peak_mb`.
+//!
+//! With `--peer torch` the same case runs in PyTorch, ours and theirs in turn, in each of its ways (memory formats;
+//! onnxruntime for inference); the way with the least median counts. A scalar that both compute, such as a loss, has to
+//! agree before anything is timed.
 
 mod cases;
 mod loader;
+mod losses;
+mod memory;
+mod networks;
+mod peer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::checkpoint::write_whole;
+use peer::{Peer, Prepared};
 
 /// What to time.
 #[derive(clap::Args, Debug)]
@@ -29,12 +41,23 @@ pub struct BenchArguments {
     /// loader: a CamVid folder in the SegNet form [default: generated images].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// loader: time this peer too, in turns (torch; its interpreter is $DSD_PYTHON or python3).
-    #[arg(long, value_parser = ["torch"])]
-    peer: Option<String>,
     /// Seconds for each case, at least five runs.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// Run the same in PyTorch, in turn; DSD_PYTHON names the interpreter. On 2 threads each.
+    #[arg(long, value_enum)]
+    peer: Option<PeerKind>,
+    /// Images of a training step.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Height and width of images [default: 256 256 in a step, 360 480 in inference].
+    #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"], value_parser = clap::value_parser!(u16).range(8..))]
+    size: Option<Vec<u16>>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PeerKind {
+    Torch,
 }
 
 /// One timed case.
@@ -45,6 +68,10 @@ struct Row {
     ours_ms: f64,
     peer_ms: Option<f64>,
     ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ours_peak_mb: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_peak_mb: Option<f64>,
 }
 
 /// Runs of a case before the ones that count.
@@ -53,38 +80,135 @@ const WARM_UP: usize = 2;
 const RUNS: usize = 5;
 /// Runs that count, at most.
 const MOST_RUNS: usize = 200;
+/// Threads of each side of a comparison.
+const THREADS: usize = 2;
+/// Of the values of both sides: |difference| over 1 + |value|.
+const AGREEMENT: f64 = 1e-4;
 
 /// Collects rows and prints them as they come.
-pub(crate) struct Bench {
+struct Bench {
     bench: &'static str,
     only: Option<String>,
     seconds: f64,
+    batch: usize,
+    size: Option<[usize; 2]>,
+    peer: Option<Peer>,
     rows: Vec<Row>,
 }
 
+/// A case.
+struct Case<'a> {
+    name: &'a str,
+    /// Floating-point operations of one run, 0 where that says nothing.
+    work: f64,
+    /// What the peer is asked for; null where it has no such thing.
+    peer: Value,
+    /// Resident memory in MB before the case was built, where its peak is of interest.
+    resident: Option<f64>,
+}
+
+impl<'a> Case<'a> {
+    fn new(name: &'a str, peer: Value) -> Self {
+        Self { name, work: 0.0, peer, resident: None }
+    }
+}
+
+/// Median, least and most of times in milliseconds.
+struct Times {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Times {
+    fn of(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        Self { median: times[times.len() / 2], least: times[0], most: times[times.len() - 1] }
+    }
+}
+
 impl Bench {
-    /// Times `run`; `work` is the number of floating-point operations of one run, 0 where that says nothing.
-    pub(crate) fn case(&mut self, name: &str, work: f64, mut run: impl FnMut() -> crate::Result<()>) -> Result<()> {
-        if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+    /// Whether a case was asked for.
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
+    /// Gives tensors to the peer, if there is one; where they are.
+    fn share(&self, name: &str, tensors: &BTreeMap<String, Tensor>) -> Result<Value> {
+        self.peer.as_ref().map_or(Ok(Value::Null), |peer| peer.share(name, tensors))
+    }
+
+    /// Times `run`, which gives the value of a scalar or nothing.
+    fn case(&mut self, case: Case<'_>, mut run: impl FnMut() -> crate::Result<Option<f64>>) -> Result<()> {
+        let Case { name, work, peer, resident } = case;
+        if !self.wants(name) {
             return Ok(());
         }
-        for _ in 0..WARM_UP {
-            run().with_context(|| name.to_string())?;
+        let mut run = || run().with_context(|| name.to_string());
+        let value = run()?;
+        let ours_peak_mb = match resident {
+            Some(resident) if memory::reset_peak() => {
+                run()?;
+                memory::peak().map(|peak| peak - resident)
+            }
+            _ => None,
+        };
+        for _ in 1..WARM_UP {
+            run()?;
         }
-        let mut times: Vec<Duration> = Vec::new();
+        let prepared = match self.peer.as_mut() {
+            Some(other) if !peer.is_null() => Some(other.prepare(&peer).with_context(|| name.to_string())?),
+            _ => None,
+        };
+        let (prepared, absent) = match prepared {
+            Some(Ok(prepared)) => (Some(prepared), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
+        if let (Some(ours), Some(Prepared { value: Some(theirs), .. })) = (value, &prepared)
+            && !((ours - theirs).abs() <= AGREEMENT * (1.0 + theirs.abs()))
+        {
+            bail!("{name}: the value is {ours} here, {theirs} there");
+        }
+        let ways: &[String] = prepared.as_ref().map_or(&[], |prepared| &prepared.ways);
+        let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); ways.len()]);
         let started = Instant::now();
-        while times.len() < RUNS || (times.len() < MOST_RUNS && started.elapsed().as_secs_f64() < self.seconds) {
+        while ours.len() < RUNS || (ours.len() < MOST_RUNS && started.elapsed().as_secs_f64() < self.seconds) {
             let begun = Instant::now();
-            run().with_context(|| name.to_string())?;
-            times.push(begun.elapsed());
+            run()?;
+            ours.push(begun.elapsed().as_secs_f64() * 1e3);
+            if let Some(other) = self.peer.as_mut() {
+                for (way, times) in ways.iter().zip(&mut theirs) {
+                    times.push(other.time(way).with_context(|| name.to_string())?);
+                }
+            }
         }
-        times.sort();
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        let median = milliseconds(times[times.len() / 2]);
-        let (least, most) = (milliseconds(times[0]), milliseconds(times[times.len() - 1]));
-        let rate = if work > 0.0 { format!("{:8.1} GFLOP/s", work / median / 1e6) } else { String::new() };
-        say_line!("{:8} {name:48} {median:9.2} ms  ({least:.2}–{most:.2}) {rate}", self.bench)?;
-        self.rows.push(Row { bench: self.bench, case: name.to_string(), ours_ms: median, peer_ms: None, ratio: None });
+        let ours = Times::of(ours);
+        let theirs: Vec<(&String, Times)> = ways.iter().zip(theirs.into_iter().map(Times::of)).collect();
+        let best = theirs.iter().min_by(|a, b| a.1.median.total_cmp(&b.1.median));
+        let ratio = best.map(|(_, times)| times.median / ours.median);
+        let rate = if work > 0.0 { format!(" {:8.1} GFLOP/s", work / ours.median / 1e6) } else { String::new() };
+        let Times { median, least, most } = ours;
+        let mut line = format!("{:8} {name:48} {median:9.2} ms  ({least:.2}–{most:.2}){rate}", self.bench);
+        for (way, Times { median, least, most }) in &theirs {
+            line.push_str(&format!("  {way} {median:.2} ms ({least:.2}–{most:.2})"));
+        }
+        if let Some(ratio) = ratio {
+            line.push_str(&format!("  ratio {ratio:.2}"));
+        }
+        let peer_peak_mb = prepared.as_ref().and_then(|prepared| prepared.peak_mb);
+        for (side, peak) in [("peak", ours_peak_mb), ("peer's peak", peer_peak_mb)] {
+            if let Some(peak) = peak {
+                line.push_str(&format!("  {side} {peak:.0} MB"));
+            }
+        }
+        if let Some(reason) = absent {
+            line.push_str(&format!("  no peer: {reason}"));
+        }
+        say_line!("{line}")?;
+        let peer_ms = best.map(|(_, times)| times.median);
+        let case = name.to_string();
+        self.rows.push(Row { bench: self.bench, case, ours_ms: median, peer_ms, ratio, ours_peak_mb, peer_peak_mb });
         Ok(())
     }
 }
@@ -99,15 +223,34 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     let groups: [Group; 5] = [
         ("kernels", cases::kernels),
         ("ops", cases::ops),
-        ("losses", cases::losses),
-        ("step", cases::step),
-        ("infer", cases::infer),
+        ("losses", losses::losses),
+        ("step", networks::step),
+        ("infer", networks::infer),
     ];
     let known = |name: &str| name == "loader" || groups.iter().any(|(known, _)| *known == name);
     if let Some(unknown) = arguments.groups.iter().find(|name| !known(name)) {
         bail!("no group {unknown}; there are {}, loader", groups.map(|(name, _)| name).join(", "));
     }
-    let mut bench = Bench { bench: "", only: arguments.only.clone(), seconds: arguments.seconds, rows: Vec::new() };
+    // The loader has a peer of its own.
+    let others = arguments.groups.is_empty() || arguments.groups.iter().any(|name| name != "loader");
+    let peer = match arguments.peer {
+        Some(PeerKind::Torch) if others => {
+            let peer = Peer::start(THREADS)?;
+            rayon::ThreadPoolBuilder::new().num_threads(THREADS).build_global()?;
+            Some(peer)
+        }
+        _ => None,
+    };
+    let size = arguments.size.as_ref().map(|size| [usize::from(size[0]), usize::from(size[1])]);
+    let mut bench = Bench {
+        bench: "",
+        only: arguments.only.clone(),
+        seconds: arguments.seconds,
+        batch: usize::from(arguments.batch),
+        size,
+        peer,
+        rows: Vec::new(),
+    };
     for (name, group) in groups {
         if arguments.groups.is_empty() || arguments.groups.iter().any(|asked| asked == name) {
             bench.bench = name;
