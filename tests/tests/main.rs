@@ -4,6 +4,7 @@
 
 mod bench;
 mod camvid;
+mod comparison;
 mod folders;
 mod imports;
 mod models;

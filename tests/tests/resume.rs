@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::program::{TINY, dsd, json, refuse, succeed, text, train};
 
 /// All files of a run by their paths in it, apart from those that hold times.
-fn files(run: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![run.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -52,19 +52,16 @@ fn a_run_is_repeated_to_the_byte_by_the_recipe_that_it_kept() {
     assert_same(&first, &second);
 }
 
-/// Starts a run, sends it Ctrl-C's signal after the first evaluation of `role`, and waits for its end.
+/// Starts `command`, which works in `run`, sends it Ctrl-C's signal after the first evaluation of `role`, and waits for
+/// its end.
 ///
 /// Nothing here looks at a clock: reading the program's log blocks until the line is there, and the steps that follow
 /// an evaluation take many times as long as sending a signal.
 #[cfg(unix)]
-fn interrupt_in(role: &str, run: &Path, overrides: &[&[&str]], resume: bool) {
+pub(crate) fn interrupt_in(role: &str, run: &Path, command: &mut std::process::Command) {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
 
-    let mut command = train(run, overrides);
-    if resume {
-        command.arg("--resume");
-    }
     let mut child = command.env("DSD_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut asked, mut lines) = (false, Vec::new());
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
@@ -86,7 +83,7 @@ fn interrupt_in(role: &str, run: &Path, overrides: &[&[&str]], resume: bool) {
     assert!(last.ends_with(&format!("of {role}; continue with --resume --out {}", run.display())), "{last}");
     let saved = run.join(role).join("checkpoints").join(format!("step-{step:08}"));
     assert!(saved.join("manifest.json").is_file(), "no checkpoint {}", saved.display());
-    assert!(!run.join("metrics.json").exists());
+    assert!(!run.join("metrics.json").exists() && !run.join("comparison.json").exists());
 }
 
 #[cfg(unix)]
@@ -118,8 +115,8 @@ fn a_run_that_was_stopped_twice_ends_like_one_that_never_was() {
     let folder = tempfile::tempdir().unwrap();
     let (unbroken, stopped) = (folder.path().join("unbroken"), folder.path().join("stopped"));
     succeed(&mut train(&unbroken, &[&TINY, &long]));
-    interrupt_in("teacher", &stopped, &[&TINY, &long], false);
-    interrupt_in("distilled", &stopped, &[&TINY, &long], true);
+    interrupt_in("teacher", &stopped, &mut train(&stopped, &[&TINY, &long]));
+    interrupt_in("distilled", &stopped, train(&stopped, &[&TINY, &long]).arg("--resume"));
     succeed(train(&stopped, &[&TINY, &long]).arg("--resume"));
     assert_same(&unbroken, &stopped);
 }

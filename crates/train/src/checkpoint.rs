@@ -323,13 +323,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// How the names of temporary files begin, here and where models are saved.
 const LEFTOVER: &str = ".tmp";
 
-/// Removes what saves that were killed left in a run's folder and in those of its stages. Only the process that holds
+/// Removes what saves that were killed left in a run's folder and in those of its stages, named below it. Only the process that holds
 /// the run may ask for it.
 ///
 /// # Errors
 /// [`Error::File`].
-pub(crate) fn sweep(run: &Path) -> Result<()> {
-    let stages = crate::recipe::ROLES.map(|role| run.join(role));
+pub(crate) fn sweep(run: &Path, stages: &[String]) -> Result<()> {
+    let stages: Vec<PathBuf> = stages.iter().map(|stage| run.join(stage)).collect();
     let folders = stages.iter().flat_map(|stage| [stage.clone(), stage.join("best")]);
     for folder in std::iter::once(run.to_path_buf()).chain(folders) {
         for name in Disk.names(&folder).map_err(|error| Error::file(&folder, error))? {

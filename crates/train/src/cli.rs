@@ -1,6 +1,6 @@
 //! The command line of `dsd`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -9,7 +9,7 @@ use dsd_metrics::Summary;
 
 use crate::recipe::{Recipe, SHIPPED};
 use crate::run::{RunSettings, train};
-use crate::{Error, bench, data_command, evaluate, import_model, interrupt, predict, report, stage};
+use crate::{Error, bench, compare, data_command, evaluate, import_model, interrupt, predict, report, stage};
 
 /// Train a large segmentation network, distil it into a compact one, and see what that was worth.
 #[derive(Parser, Debug)]
@@ -21,11 +21,15 @@ pub struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Train teacher, baseline and distilled student by a recipe; writes a table and a page.
+    /// Train teacher, baseline and distilled student by a recipe, or all methods and seeds of a comparison; writes a table
+    /// and a page.
     Train {
-        /// Recipe inside the program (see `dsd recipes`) or path of a TOML file [default: quick; with --resume --out DIR:
-        /// the run's own].
+        /// Recipe inside the program (see `dsd recipes`) or path of a TOML file [default: quick, with --compare
+        /// compare-quick; with --resume --out DIR: the run's own].
         recipe: Option<String>,
+        /// The recipe is a comparison: methods and seeds.
+        #[arg(long)]
+        compare: bool,
         /// Change a setting of the recipe, for example --set student.steps=400.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         overrides: Vec<String>,
@@ -94,7 +98,7 @@ enum Command {
     Data(data_command::DataArguments),
     /// Time kernels, operations and training steps.
     Bench(bench::BenchArguments),
-    /// Write the page of a finished run again.
+    /// Write the page of a finished run or of a comparison again.
     Report {
         /// The run's folder.
         run: PathBuf,
@@ -152,17 +156,23 @@ fn in_one_line(error: &anyhow::Error) -> String {
 
 fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Train { recipe, overrides, out, resume } => {
+        Command::Train { recipe, compare, overrides, out, resume } => {
             let recipe = match (&recipe, &out) {
                 (Some(recipe), _) => Recipe::read(recipe, &overrides)?,
                 (None, Some(out)) if resume => Recipe::of_run(out, &overrides)?,
-                (None, _) => Recipe::read("quick", &overrides)?,
+                (None, _) => Recipe::read(if compare { "compare-quick" } else { "quick" }, &overrides)?,
             };
+            let settings = RunSettings { out, resume };
             interrupt::listen().context("cannot listen for Ctrl-C")?;
-            let folder = train(&recipe, &RunSettings { out, resume })?;
-            say!("{}", report::table(&folder)?)?;
-            say_line!("page: {}", folder.join("report.html").display())?;
-            Ok(())
+            let folder = if compare || recipe.comparison.is_some() {
+                compare::compare(&recipe, &settings, |table| {
+                    // A pipe that was closed does not end a comparison.
+                    let _ = say_line!("{table}");
+                })?
+            } else {
+                train(&recipe, &settings)?
+            };
+            print_outcome(&folder)
         }
         Command::Eval { model, dataset, root, split, seed, count, size, batch_size, json } => {
             let size: [usize; 2] = size.try_into().map_err(|_| anyhow::anyhow!("--size: expected HEIGHT WIDTH"))?;
@@ -182,14 +192,16 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Data(arguments) => data_command::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report { run } => {
-            report::write(&run)?;
-            say!("{}", report::table(&run)?)?;
-            say_line!("page: {}", run.join("report.html").display())?;
-            Ok(())
+            if Recipe::of_run(&run, &[])?.comparison.is_some() {
+                compare::write(&run)?
+            } else {
+                report::write(&run)?
+            }
+            print_outcome(&run)
         }
         Command::Recipes { name: None } => {
             for (name, text) in SHIPPED {
-                say_line!("{name:14} {}", Recipe::parse(name, text, &[])?.description)?;
+                say_line!("{name:21} {}", Recipe::parse(name, text, &[])?.description)?;
             }
             Ok(())
         }
@@ -203,7 +215,17 @@ fn run(arguments: Arguments) -> Result<()> {
     }
 }
 
-fn eval(model: &std::path::Path, dataset: &dyn dsd_data::Dataset, batch_size: usize, json: bool) -> Result<()> {
+/// The table of a finished run or of a comparison, and where its page is.
+fn print_outcome(folder: &Path) -> Result<()> {
+    let (table, page) = match Recipe::of_run(folder, &[])?.comparison {
+        Some(_) => (compare::table(folder)?, "comparison.html"),
+        None => (report::table(folder)?, "report.html"),
+    };
+    say!("{table}")?;
+    say_line!("page: {}", folder.join(page).display())
+}
+
+fn eval(model: &Path, dataset: &dyn dsd_data::Dataset, batch_size: usize, json: bool) -> Result<()> {
     let saved = dsd_models::load(model)?;
     let classes: Vec<&str> = saved.card.classes.iter().map(|class| class.name.as_str()).collect();
     if classes != dataset.classes().names {

@@ -65,12 +65,12 @@ pub fn run(arguments: &DataArguments) -> Result<()> {
     match &arguments.command {
         Some(DataCommand::Check { root, dataset, sheet }) => return check(root, dataset.as_deref(), sheet),
         Some(DataCommand::Masks { from, dataset, to }) => {
-            println!("{} masks turned into index files", dsd_data::convert_masks(from, to, manifest(dataset)?)?);
+            say_line!("{} masks turned into index files", dsd_data::convert_masks(from, to, manifest(dataset)?)?)?;
             return Ok(());
         }
         Some(DataCommand::Sbd { from, root }) => {
             let count = dsd_data::add_sbd(from, root)?;
-            println!("trainaug {count} pairs; dsd data check {} looks at them", root.display());
+            say_line!("trainaug {count} pairs; dsd data check {} looks at them", root.display())?;
             return Ok(());
         }
         None => {}
@@ -100,7 +100,7 @@ pub fn run(arguments: &DataArguments) -> Result<()> {
 fn list() -> Result<()> {
     for facts in manifests()? {
         let splits: Vec<String> = facts.splits.iter().map(|split| format!("{} {}", split.name, split.count)).collect();
-        println!("{:11} {}: {} classes; {}", facts.name, facts.title, facts.classes()?.len(), splits.join(", "));
+        say_line!("{:11} {}: {} classes; {}", facts.name, facts.title, facts.classes()?.len(), splits.join(", "))?;
     }
     Ok(())
 }
@@ -109,23 +109,23 @@ fn import(facts: &DatasetManifest, from: &[PathBuf], to: &Path) -> Result<()> {
     let report = with_bar(|progress| dsd_data::import(&facts.name, from, to, progress))?;
     for (split, count) in &report.splits {
         let found = count.map_or("not in the source".to_string(), |count| format!("{count} pairs, all read"));
-        println!("{split:11} {found}");
+        say_line!("{split:11} {found}")?;
     }
     for (archive, hash, known) in &report.archives {
         let known = known.as_ref().map_or("not one whose hash is known".to_string(), |known| format!("known: {known}"));
-        println!("{} {hash} ({known})", archive.display());
+        say_line!("{} {hash} ({known})", archive.display())?;
     }
-    println!("{} ({}), {}", report.root.display(), report.layout, facts.source.licence);
+    say_line!("{} ({}), {}", report.root.display(), report.layout, facts.source.licence)?;
     Ok(())
 }
 
 /// What a person has to fetch, where, and what to do with it.
 fn guide(facts: &DatasetManifest, to: &Path) {
-    println!("{}", facts.title);
-    println!("  {}", facts.source.title);
-    println!("  {}", facts.source.licence);
+    say_line!("{}", facts.title)?;
+    say_line!("  {}", facts.source.title)?;
+    say_line!("  {}", facts.source.licence)?;
     for step in &facts.source.by_hand {
-        println!("  - {step}");
+        say_line!("  - {step}")?;
     }
     let parts: Vec<_> = facts.archives.iter().filter(|archive| archive.extra.is_none()).collect();
     for archive in &parts {
@@ -136,15 +136,15 @@ fn guide(facts: &DatasetManifest, to: &Path) {
             (None, None) => String::new(),
         };
         let place = archive.url.as_deref().map(|url| format!(" from {url}")).unwrap_or_default();
-        println!("  - {}{place}: {}{size}{hash}", archive.file, archive.description);
+        say_line!("  - {}{place}: {}{size}{hash}", archive.file, archive.description)?;
     }
     let from: Vec<String> = parts.iter().map(|archive| format!("--from {}", archive.file)).collect();
-    println!("then: dsd data {} {} --to {}", facts.name, from.join(" "), to.display());
-    println!(
+    say_line!("then: dsd data {} {} --to {}", facts.name, from.join(" "), to.display())?;
+    say_line!(
         "or unpack yourself and give the folder: --from DIR; as it lies: dsd data check DIR. Forms that are read:"
-    );
+    )?;
     for layout in &facts.layouts {
-        println!("  {}: {}", layout.name, layout.description);
+        say_line!("  {}: {}", layout.name, layout.description)?;
     }
 }
 
@@ -165,21 +165,21 @@ fn with_bar<T>(work: impl FnOnce(&dsd_data::Progress<'_>) -> dsd_data::Result<T>
 
 fn check(root: &Path, dataset: Option<&str>, sheet: &Path) -> Result<()> {
     let report = with_bar(|progress| dsd_data::check(root, dataset, progress))?;
-    println!("{} as {} ({})", root.display(), report.dataset, report.layout);
+    say_line!("{} as {} ({})", root.display(), report.dataset, report.layout)?;
     table(&report);
     for fault in &report.faults {
         let severity = if fault.severity == Severity::Error { "error" } else { "warning" };
-        println!("{severity} [{}] {}", fault.kind, fault.text);
+        say_line!("{severity} [{}] {}", fault.kind, fault.text)?;
     }
     if let Some(picture) = &report.sheet {
         write_rgb_png(sheet, picture)?;
-        println!("samples with their labels: {}", sheet.display());
+        say_line!("samples with their labels: {}", sheet.display())?;
     }
     let errors = report.faults.iter().filter(|fault| fault.severity == Severity::Error).count();
     if report.failed() {
         bail!("{}: {errors} errors, as above", root.display());
     }
-    println!("no errors, {} warnings", report.faults.len());
+    say_line!("no errors, {} warnings", report.faults.len())?;
     Ok(())
 }
 
@@ -192,15 +192,15 @@ fn table(report: &CheckReport) {
             Some((least, most)) => format!("{} to {}", size(least), size(most)),
             None => "no image readable".to_string(),
         };
-        println!("{:11} {:6} pairs, {sizes}", split.name, split.pairs);
+        say_line!("{:11} {:6} pairs, {sizes}", split.name, split.pairs)?;
     }
     let names = report.classes.names.iter().map(String::as_str).chain(["(ignored)"]);
     let width = names.clone().map(|name| name.chars().count()).max().unwrap_or(0);
     let heads: Vec<String> = report.splits.iter().map(|split| format!("{:>11}", split.name)).collect();
-    println!("{:width$} {}", "class, %", heads.join(""));
+    say_line!("{:width$} {}", "class, %", heads.join(""))?;
     for (class, name) in names.enumerate() {
         let share = |pixels: &[u64]| 100.0 * pixels[class] as f64 / pixels.iter().sum::<u64>().max(1) as f64;
         let shares: Vec<String> = report.splits.iter().map(|split| format!("{:11.3}", share(&split.pixels))).collect();
-        println!("{name:width$} {}", shares.join(""));
+        say_line!("{name:width$} {}", shares.join(""))?;
     }
 }

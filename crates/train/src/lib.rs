@@ -1,8 +1,8 @@
 //! Training, distillation, evaluation and report.
 //!
 //! [`run::train`] is the whole job: a teacher, a baseline student and a distilled student with the same seed, data order
-//! and schedule, then the table and the page that say what distillation was worth. The `dsd` program is a thin shell
-//! around it.
+//! and schedule, then the table and the page that say what distillation was worth. [`compare::compare`] does the same
+//! for many methods and seeds. The `dsd` program is a thin shell around them.
 
 #![deny(clippy::print_stdout, reason = "println! panics where the reader of a pipe has gone; say_line! does not")]
 
@@ -12,6 +12,7 @@ mod output;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod compare;
 pub mod data_command;
 pub mod environment;
 mod error;
@@ -20,6 +21,7 @@ mod files;
 pub mod import_model;
 pub mod interrupt;
 mod journal;
+pub mod memory;
 pub mod objective;
 pub mod optimiser;
 pub mod predict;

@@ -1,5 +1,8 @@
 //! The `dsd` program.
 
+#[global_allocator]
+static ALLOCATOR: dsd_train::memory::Counting = dsd_train::memory::Counting;
+
 fn main() {
     keep_freed_memory();
     std::process::exit(dsd_train::cli::main());

@@ -15,10 +15,11 @@ use crate::checkpoint::{make_folder, sweep, write_whole};
 use crate::environment::Environment;
 use crate::journal::Journal;
 use crate::objective::Progress;
-use crate::recipe::{Recipe, Role};
+use crate::recipe::{Recipe, Role, Term};
 use crate::splits::{class_weights, open};
 use crate::stage::{self, Finished, Stage, Teacher};
-use crate::{Error, Result, report, start};
+use crate::start::{self, Starts};
+use crate::{Error, Result, report};
 
 /// The final table of a run: `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,63 +48,16 @@ pub struct RunSettings {
 /// The first thing that goes wrong, naming its culprit. [`Error::Interrupted`] after a stop that was asked for: the
 /// folder then holds a checkpoint.
 pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
-    let folder = run_folder(recipe, settings)?;
-    // Before anything is written: a recipe that cannot work leaves no folder that "holds a run already".
-    let train = open(&recipe.data, &recipe.data.train_split, recipe.seed, recipe.data.train_count)?;
-    let val = open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
-    for role in [&recipe.teacher, &recipe.student] {
-        dsd_models::parameter_count(&role.model.config()?, train.classes().len())?;
-    }
-    let starts = start::settle(recipe, train.classes().len(), &folder)?;
-    make_folder(&folder)?;
-    let _lock = lock(&folder)?;
-    sweep(&folder)?;
-    keep_recipe(recipe, &folder)?;
-    keep_environment(&folder)?;
-    start::keep(&starts, &folder)?;
-    let mut journal = Journal::open(&folder)?;
-    tracing::info!(
-        "{}: {} training and {} validation images of {}, {} classes; folder {}",
-        recipe.name,
-        train.len(),
-        val.len(),
-        recipe.data.dataset,
-        train.classes().names.len(),
-        folder.display()
-    );
-    rehearse(recipe, train.classes().len())?;
-    let class_weights = class_weights(recipe.task.class_weights, train.as_ref())?;
-    let stage = |name: &'static str| -> Result<Stage<'_>> {
-        let (key, role) = recipe.settings(name);
-        Ok(Stage {
-            name,
-            recipe,
-            role,
-            start: start::of(&starts, key)?,
-            train: Arc::clone(&train),
-            val: Arc::clone(&val),
-            terms: &[],
-            class_weights: class_weights.clone(),
-            teacher: None,
-            run_folder: &folder,
-        })
-    };
-
-    let teacher_done = match &recipe.teacher.weights {
-        None => finish(&stage("teacher")?, &mut journal)?,
-        Some(weights) => match stage::finished(&folder.join("teacher"))? {
-            Some(done) => done,
-            None => take_teacher(recipe, weights, &folder, val.as_ref())?,
-        },
-    };
-    let baseline_done = finish(&stage("baseline")?, &mut journal)?;
+    let run = Run::open(recipe, settings, &[("distillation", &recipe.distillation)])?;
+    let mut journal = Journal::open(&run.folder)?;
+    let teacher_done = run.finish_teacher(&mut journal)?;
+    let baseline_done = finish(&run.stage("baseline", recipe, &recipe.student, &[])?, &mut journal)?;
     let distilled_done = if recipe.distillation.is_empty() {
         None
     } else {
-        let saved = dsd_models::load(&folder.join("teacher").join("best"))?;
-        let teacher = Teacher { network: saved.segmenter()?, normalisation: saved.card.normalisation };
-        let distilled = Stage { teacher: Some(&teacher), terms: &recipe.distillation, ..stage("distilled")? };
-        Some(finish(&distilled, &mut journal)?)
+        let teacher = run.teacher()?;
+        let distilled = run.stage("distilled", recipe, &recipe.student, &recipe.distillation)?;
+        Some(finish(&Stage { teacher: Some(&teacher), ..distilled }, &mut journal)?)
     };
 
     let metrics = Metrics {
@@ -111,13 +65,104 @@ pub fn train(recipe: &Recipe, settings: &RunSettings) -> Result<PathBuf> {
         baseline: baseline_done.metrics,
         distilled: distilled_done.map(|done| done.metrics),
     };
+    let folder = run.folder;
     let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&folder, error))?;
     write_whole(&folder.join("metrics.json"), &bytes)?;
     report::write(&folder)?;
     Ok(folder)
 }
 
-fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
+/// The open folder of a run or a comparison with what all its networks share; other processes are kept out.
+pub(crate) struct Run<'a> {
+    recipe: &'a Recipe,
+    pub(crate) folder: PathBuf,
+    train: Arc<dyn Dataset>,
+    val: Arc<dyn Dataset>,
+    class_weights: Option<Vec<f64>>,
+    starts: Starts,
+    /// Multiply-adds of each objective's adaptors, forward, for one image of the crop's size.
+    pub(crate) adaptors: Vec<u64>,
+    _lock: File,
+}
+
+impl<'a> Run<'a> {
+    /// Starts a run in its folder or takes up the one that is there. `objectives` are the lists of terms that students
+    /// will be trained with, by name: a recipe that cannot work leaves no folder that "holds a run already".
+    pub(crate) fn open(recipe: &'a Recipe, settings: &RunSettings, objectives: &[(&str, &[Term])]) -> Result<Self> {
+        let folder = run_folder(recipe, settings)?;
+        let train = open(&recipe.data, &recipe.data.train_split, recipe.seed, recipe.data.train_count)?;
+        let val = open(&recipe.data, &recipe.data.val_split, recipe.seed, recipe.data.val_count)?;
+        let num_classes = train.classes().len();
+        for role in [&recipe.teacher, &recipe.student] {
+            dsd_models::parameter_count(&role.model.config()?, num_classes)?;
+        }
+        let starts = start::settle(recipe, num_classes, &folder)?;
+        let adaptors = rehearse(recipe, num_classes, objectives)?;
+        make_folder(&folder)?;
+        let lock = lock(&folder)?;
+        sweep(&folder, &recipe.places())?;
+        keep_recipe(recipe, &folder)?;
+        keep_environment(&folder)?;
+        start::keep(&starts, &folder)?;
+        tracing::info!(
+            "{}: {} training and {} validation images of {}, {num_classes} classes; folder {}",
+            recipe.name,
+            train.len(),
+            val.len(),
+            recipe.data.dataset,
+            folder.display()
+        );
+        let class_weights = class_weights(recipe.task.class_weights, train.as_ref())?;
+        Ok(Self { recipe, folder, train, val, class_weights, starts, adaptors, _lock: lock })
+    }
+
+    /// The number of classes of the data.
+    pub(crate) fn num_classes(&self) -> usize {
+        self.train.classes().len()
+    }
+
+    /// A stage without a teacher; `recipe` is the run's own but for its seed.
+    pub(crate) fn stage<'s>(
+        &'s self,
+        name: &'s str,
+        recipe: &'s Recipe,
+        role: &'s Role,
+        terms: &'s [Term],
+    ) -> Result<Stage<'s>> {
+        Ok(Stage {
+            name,
+            recipe,
+            role,
+            start: start::of(&self.starts, recipe.settings(name).0)?,
+            train: Arc::clone(&self.train),
+            val: Arc::clone(&self.val),
+            terms,
+            class_weights: self.class_weights.clone(),
+            teacher: None,
+            run_folder: &self.folder,
+        })
+    }
+
+    /// Trains the teacher to its last step or takes over the saved one, unless that was done before.
+    pub(crate) fn finish_teacher(&self, journal: &mut Journal) -> Result<Finished> {
+        let Some(weights) = &self.recipe.teacher.weights else {
+            return finish(&self.stage("teacher", self.recipe, &self.recipe.teacher, &[])?, journal);
+        };
+        match stage::finished(&self.folder.join("teacher"))? {
+            Some(done) => Ok(done),
+            None => take_teacher(self.recipe, weights, &self.folder, self.val.as_ref()),
+        }
+    }
+
+    /// The finished teacher, from the folder that anybody else would load.
+    pub(crate) fn teacher(&self) -> Result<Teacher> {
+        let saved = dsd_models::load(&self.folder.join("teacher").join("best"))?;
+        Ok(Teacher { network: saved.segmenter()?, normalisation: saved.card.normalisation })
+    }
+}
+
+/// Trains a stage to its last step, unless that was done before.
+pub(crate) fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
     match stage::finished(&stage.folder())? {
         Some(finished) => {
             tracing::info!("{}: finished already", stage.name);
@@ -127,9 +172,9 @@ fn finish(stage: &Stage<'_>, journal: &mut Journal) -> Result<Finished> {
     }
 }
 
-/// One forward pass of untrained networks through the whole objective, so that a feature that does not exist or layers
-/// that do not fit are named before a teacher is trained for them.
-fn rehearse(recipe: &Recipe, num_classes: usize) -> Result<()> {
+/// One forward pass of untrained networks through each objective, so that a feature that does not exist or layers that
+/// do not fit are named before a teacher is trained for them; the multiply-adds of each objective's adaptors for one crop.
+fn rehearse(recipe: &Recipe, num_classes: usize, objectives: &[(&str, &[Term])]) -> Result<Vec<u64>> {
     let [height, width] = recipe.augmentation.crop;
     let images = Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?;
     let labels = Tensor::zeros((1, height, width), DType::U8, &Device::Cpu)?;
@@ -140,11 +185,18 @@ fn rehearse(recipe: &Recipe, num_classes: usize) -> Result<()> {
         Ok(dsd_models::build(&config, num_classes, store.frozen_builder())?.forward(&images, Mode::Eval)?)
     };
     let (student, teacher) = (output(&recipe.student)?, output(&recipe.teacher)?);
-    let mut objective = stage::objective(recipe, None, &recipe.distillation);
-    objective.prepare(recipe.seed, &student, Some(&teacher))?;
     let first = Progress { seed: recipe.seed, step: 0, steps: recipe.student.steps };
-    objective.evaluate(first, &student, Some(&teacher), &labels, &[])?;
-    Ok(())
+    objectives
+        .iter()
+        .map(|(name, terms)| {
+            let mut objective = stage::objective(recipe, None, terms);
+            let outcome = objective.prepare(recipe.seed, &student, Some(&teacher)).and_then(|()| {
+                objective.evaluate(first, &student, Some(&teacher), &labels, &[])?;
+                objective.multiply_adds(&student)
+            });
+            outcome.map_err(|error| Error::Setting(format!("{name}: {error}")))
+        })
+        .collect()
 }
 
 /// Evaluates a saved teacher and copies it into the run, which stays complete in itself.
@@ -174,7 +226,7 @@ fn take_teacher(recipe: &Recipe, weights: &Path, folder: &Path, val: &dyn Datase
     let metrics = stage::summary(&matrix, val)?;
     let parameters = dsd_models::parameter_count(&saved.card.model, theirs.len())?;
     dsd_models::save(&folder.join("teacher").join("best"), &saved.card, &saved.tensors)?;
-    let finished = Finished { steps: 0, parameters, best_step: 0, last_miou: miou, metrics };
+    let finished = Finished { steps: 0, parameters, best_step: 0, last_miou: miou, metrics, last: None };
     stage::write_finished(&folder.join("teacher"), &finished)?;
     Ok(finished)
 }
@@ -242,6 +294,25 @@ fn lock(folder: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_method_of_the_comparisons_fits_its_networks() {
+        let mut methods = 0;
+        for (name, _) in crate::recipe::SHIPPED {
+            let recipe = Recipe::read(name, &[]).unwrap();
+            let Some(comparison) = &recipe.comparison else { continue };
+            let objectives: Vec<(&str, &[Term])> =
+                comparison.methods.iter().map(|method| (method.name.as_str(), &method.terms[..])).collect();
+            let adaptors = rehearse(&recipe, 11, &objectives).unwrap_or_else(|error| panic!("{name}: {error}"));
+            methods += adaptors.len();
+            for (method, adaptors) in comparison.methods.iter().zip(adaptors) {
+                // Features on the head, 64 channels at a grid of 15 × 20 to the teacher's 128.
+                let expected = if method.name == "cwd" { 64 * 128 * 15 * 20 } else { 0 };
+                assert_eq!(adaptors, expected, "{name}: {}", method.name);
+            }
+        }
+        assert!(methods > 30, "{methods}");
+    }
 
     #[test]
     fn a_folder_that_is_in_use_is_refused() {

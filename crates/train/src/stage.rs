@@ -38,6 +38,9 @@ pub struct Finished {
     pub last_miou: Option<f64>,
     /// The best weights' metrics on the validation split.
     pub metrics: Summary,
+    /// The last step's metrics; absent for a network that was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Summary>,
 }
 
 /// A trained network that a student is pulled to.
@@ -50,8 +53,8 @@ pub(crate) struct Teacher {
 
 /// What a stage works with.
 pub(crate) struct Stage<'a> {
-    /// `teacher`, `baseline` or `distilled`.
-    pub(crate) name: &'static str,
+    /// `teacher`, `baseline`, `distilled`, or `METHOD/seed-N` of a comparison; its folder in the run's.
+    pub(crate) name: &'a str,
     pub(crate) recipe: &'a Recipe,
     pub(crate) role: &'a Role,
     pub(crate) start: &'a Start,
@@ -103,7 +106,7 @@ impl Stage<'_> {
         journal.rewind(self.name, &state)?;
 
         let mut watch = Watch::default();
-        let clock = Clock::start(&self.folder());
+        let mut clock = Clock::start(&self.folder());
         let bar = self.bar(state.step);
         let mut loader = Loader::new(
             Arc::clone(&self.train),
@@ -147,6 +150,7 @@ impl Stage<'_> {
                 break;
             }
 
+            clock.begin_step();
             let batch = loader.next().ok_or_else(|| Error::Setting("the loader ended early".to_string()))??;
             let learning_rate = optimiser.base_rate() * self.role.schedule.factor(state.step, self.role.steps);
             let line = self.step(
@@ -160,6 +164,7 @@ impl Stage<'_> {
             )?;
             state.step += 1;
             state.updates = optimiser.updates();
+            clock.end_step();
             show(&bar, state.step, &line);
             let Line::Step { shares, .. } = &line else { continue };
             for warning in watch.look(shares) {
@@ -287,15 +292,15 @@ impl Stage<'_> {
             );
         });
         (state.evaluated, state.last_miou) = (state.step, Some(value));
+        let metrics = summary(matrix, self.val.as_ref())?;
+        let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&self.folder(), error))?;
         if state.best.is_none_or(|(_, best)| value > best) {
             state.best = Some((state.step, value));
-            let metrics = summary(matrix, self.val.as_ref())?;
             let card = self.card(config, state.step, &metrics)?;
             dsd_models::save(&self.folder().join("best"), &card, &store.tensors())?;
-            let bytes = serde_json::to_vec_pretty(&metrics).map_err(|error| Error::file(&self.folder(), error))?;
             checkpoint::write_whole(&self.folder().join("best").join("metrics.json"), &bytes)?;
         }
-        Ok(())
+        checkpoint::write_whole(&self.folder().join("last.json"), &bytes)
     }
 
     fn card(&self, config: &dsd_models::ModelConfig, step: u64, metrics: &Summary) -> Result<ModelCard> {
@@ -330,15 +335,17 @@ impl Stage<'_> {
     }
 
     fn finish(&self, state: &State, store: &ParamStore) -> Result<Finished> {
-        let path = self.folder().join("best").join("metrics.json");
-        let bytes = std::fs::read(&path).map_err(|error| Error::file(&path, error))?;
-        let metrics = serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, error))?;
+        let metrics = |path: PathBuf| -> Result<Summary> {
+            let bytes = std::fs::read(&path).map_err(|error| Error::file(&path, error))?;
+            serde_json::from_slice(&bytes).map_err(|error| Error::file(&path, error))
+        };
         let finished = Finished {
             steps: state.step,
             parameters: store.parameters().iter().map(|parameter| parameter.var.as_tensor().elem_count()).sum(),
             best_step: state.best.map_or(0, |(step, _)| step),
             last_miou: state.last_miou,
-            metrics,
+            metrics: metrics(self.folder().join("best").join("metrics.json"))?,
+            last: Some(metrics(self.folder().join("last.json"))?),
         };
         write_finished(&self.folder(), &finished)?;
         Ok(finished)
@@ -350,7 +357,7 @@ impl Stage<'_> {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix(self.name);
+        bar.set_prefix(self.name.to_string());
         bar.set_position(step);
         bar.reset_eta();
         bar

@@ -79,9 +79,17 @@ pub(super) fn run(bench: &mut Bench, data: Option<&Path>, peer: bool) -> Result<
         let beside = peer_ms.map_or(String::new(), |peer_ms| {
             format!("  torch {:7.1} ({})  ratio {:.2}", 1e3 / peer_ms, spread(&their_times), peer_ms / ours_ms)
         });
-        println!("loader   {:36} {:7.1} images/s ({}){beside}", case.name, 1e3 / ours_ms, spread(&ours_times));
+        say_line!("loader   {:36} {:7.1} images/s ({}){beside}", case.name, 1e3 / ours_ms, spread(&ours_times))?;
         let ratio = peer_ms.map(|peer_ms| peer_ms / ours_ms);
-        bench.rows.push(Row { bench: "loader", case: case.name.to_string(), ours_ms, peer_ms, ratio });
+        bench.rows.push(Row {
+            bench: "loader",
+            case: case.name.to_string(),
+            ours_ms,
+            peer_ms,
+            ratio,
+            ours_peak_mb: None,
+            peer_peak_mb: None,
+        });
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::optimiser::Optimiser;
 use crate::recipe::{self, Adversarial, Critic, Loss, MemoryContrast, Term};
 use crate::{Error, Result, tensors};
 
-const ADAPTORS: &str = "adaptors.";
+pub(super) const ADAPTORS: &str = "adaptors.";
 const MEMORY: &str = "memory.";
 const CRITICS: &str = "critics.";
 const CRITIC_OPTIMISERS: &str = "critic_optimisers.";

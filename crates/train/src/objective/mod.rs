@@ -18,7 +18,7 @@ use dsd_ops::{CrossEntropyOptions, cross_entropy};
 use crate::recipe::{Balance, ObjectiveOptions, Task, Term};
 use crate::{Error, Result};
 
-use companions::Companions;
+use companions::{ADAPTORS, Companions};
 pub(crate) use losses::at_size;
 use share::Balancer;
 pub(crate) use share::{Watch, median, verdict};
@@ -116,6 +116,28 @@ impl Objective {
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
         self.companions.parameters()
+    }
+
+    /// Multiply-adds of the adaptors in a forward pass, by the student's output that they get; critics are not counted.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a feature that the student does not have.
+    pub fn multiply_adds(&self, student: &Output) -> Result<u64> {
+        let parameters = self.parameters();
+        let mut sum = 0;
+        for (name, term) in &self.terms {
+            let Some((layers, _)) = term.loss.layers() else { continue };
+            for (index, feature) in features("student", student, layers)?.iter().enumerate() {
+                let (images, _, height, width) = feature.dims4()?;
+                let prefix = format!("{ADAPTORS}{name}.{index}.");
+                let weights = parameters
+                    .iter()
+                    .filter(|parameter| parameter.name.starts_with(&prefix) && parameter.var.rank() == 4)
+                    .map(|parameter| parameter.var.elem_count());
+                sum += (images * height * width * weights.sum::<usize>()) as u64;
+            }
+        }
+        Ok(sum)
     }
 
     /// Everything that training changes here, by name, for a checkpoint.

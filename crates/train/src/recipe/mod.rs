@@ -4,6 +4,7 @@
 //! it, and the resolved result is written into the run's folder, from where the run can be repeated. Here is what a
 //! recipe says; `read` is how it is read and checked.
 
+mod comparison;
 mod loss;
 mod read;
 mod term;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::schedule::Schedule;
 
+pub use comparison::{Comparison, Method};
+pub(crate) use comparison::{TEACHER, place};
 pub use loss::{Adversarial, Critic, Loss, MemoryContrast, Preset};
 pub use read::differences;
 pub use term::{Term, TermSchedule};
@@ -22,13 +25,34 @@ pub use term::{Term, TermSchedule};
 /// The version of the recipe format that this program writes and reads.
 pub const VERSION: u32 = 1;
 
+/// A comparison on CamVid with what all of them share.
+macro_rules! on_camvid {
+    ($name:literal) => {
+        (
+            $name,
+            concat!(
+                include_str!(concat!("../../recipes/compare/", $name, ".toml")),
+                "\n",
+                include_str!("../../recipes/compare/camvid.toml")
+            ),
+        )
+    };
+}
+
 /// The recipes inside the program: name and text.
-pub const SHIPPED: [(&str, &str); 5] = [
+pub const SHIPPED: [(&str, &str); 12] = [
     ("quick", include_str!("../../recipes/quick.toml")),
     ("smoke", include_str!("../../recipes/smoke.toml")),
     ("camvid", include_str!("../../recipes/camvid.toml")),
     ("camvid-small", include_str!("../../recipes/camvid-small.toml")),
     ("camvid-teacher", include_str!("../../recipes/camvid-teacher.toml")),
+    ("compare-quick", include_str!("../../recipes/compare/compare-quick.toml")),
+    on_camvid!("compare-camvid"),
+    on_camvid!("ablation-terms"),
+    on_camvid!("ablation-pairs"),
+    on_camvid!("ablation-layers"),
+    on_camvid!("ablation-temperature"),
+    on_camvid!("ablation-presets"),
 ];
 
 /// A whole run: data, teacher, student, distillation.
@@ -62,6 +86,9 @@ pub struct Recipe {
     /// How the objective is watched and weighted.
     #[serde(default, skip_serializing_if = "is_default")]
     pub objective: ObjectiveOptions,
+    /// Methods and seeds of a comparison; absent: the recipe is of one run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<Comparison>,
     /// Evaluation during training.
     pub evaluation: Evaluation,
     /// Checkpoints, loader and log.
@@ -77,6 +104,14 @@ impl Recipe {
     #[must_use]
     pub fn roles(&self) -> &'static [&'static str] {
         if self.distillation.is_empty() { &ROLES[..2] } else { &ROLES }
+    }
+
+    /// The folders of all stages, below the run's.
+    pub(crate) fn places(&self) -> Vec<String> {
+        match &self.comparison {
+            Some(comparison) => comparison.places(),
+            None => self.roles().iter().map(ToString::to_string).collect(),
+        }
     }
 
     /// The settings of one of [`ROLES`] with their key in the recipe: `teacher` or `student`.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Balance, ClassWeights, Loss, Optimiser, Recipe, SHIPPED, VERSION};
+use super::{Balance, ClassWeights, Loss, Optimiser, Recipe, SHIPPED, Term, VERSION};
 use crate::{Error, Result};
 
 impl Recipe {
@@ -65,6 +65,14 @@ impl Recipe {
     /// [`Error::Recipe`] where a value has no TOML form.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|error| wrong(&self.name, error))
+    }
+
+    /// Every list of terms by its key: the task's, and those of which a student has one besides.
+    fn lists(&self) -> Vec<(String, &[Term])> {
+        let methods = self.comparison.iter().flat_map(|comparison| &comparison.methods).enumerate();
+        let methods = methods.map(|(index, method)| (format!("comparison.method[{index}].terms"), &method.terms[..]));
+        let own = [("task.terms", &self.task.terms), ("distillation", &self.distillation)];
+        own.into_iter().map(|(key, terms)| (key.to_string(), &terms[..])).chain(methods).collect()
     }
 
     fn check(&self, label: &str) -> Result<()> {
@@ -144,8 +152,20 @@ impl Recipe {
         if !(self.task.aux_weight.is_finite() && self.task.aux_weight >= 0.0) {
             return refuse("task.aux_weight", "a number not below 0", self.task.aux_weight.to_string());
         }
+        if let Some(comparison) = &self.comparison {
+            if let Some((key, expected, got)) = comparison.fault() {
+                return refuse(&key, &expected, got);
+            }
+            if !self.distillation.is_empty() {
+                return refuse(
+                    "distillation",
+                    "[] beside [comparison], whose methods have their own terms",
+                    "set".into(),
+                );
+            }
+        }
         let balanced = self.objective.balance == Balance::Share;
-        for (list, terms) in [("task.terms", &self.task.terms), ("distillation", &self.distillation)] {
+        for (list, terms) in self.lists() {
             for (index, term) in terms.iter().enumerate() {
                 if let Some((key, expected, got)) = term.fault() {
                     return refuse(&format!("{list}[{index}].{key}"), &expected, got);
@@ -169,10 +189,15 @@ impl Recipe {
                 }
             }
         }
-        let stated: f64 = self.task.terms.iter().chain(&self.distillation).filter_map(|term| term.share).sum();
-        if balanced && !(stated > 0.0 && stated < 1.0) {
-            let expected = "terms with a share, together below 1: the others hold the rest";
-            return refuse("objective.balance", expected, format!("share, with shares of {stated} together"));
+        let shares = |terms: &[Term]| terms.iter().filter_map(|term| term.share).sum::<f64>();
+        for (list, terms) in self.lists().iter().skip(1) {
+            let stated = shares(&self.task.terms) + shares(terms);
+            // A method of a comparison may have no terms and so no shares; its task's weights are the recipe's.
+            let least = if list == "distillation" && self.comparison.is_none() { f64::MIN_POSITIVE } else { 0.0 };
+            if balanced && !(least..1.0).contains(&stated) {
+                let expected = "terms with a share, together below 1: the others hold the rest";
+                return refuse("objective.balance", expected, format!("share, with shares of {stated} together"));
+            }
         }
         if balanced && self.objective.balance_steps == 0 {
             return refuse("objective.balance_steps", "at least 1", "0".to_string());
@@ -204,6 +229,13 @@ fn compare(path: &str, left: &toml::Value, right: &toml::Value, found: &mut Vec<
                     found.push(format!("{inner} ({} → {})", show(x), show(y)));
                 }
             }
+        }
+    } else if let (toml::Value::Array(a), toml::Value::Array(b)) = (left, right)
+        && a.len() == b.len()
+        && a.iter().any(toml::Value::is_table)
+    {
+        for (index, (a, b)) in a.iter().zip(b).enumerate() {
+            compare(&format!("{path}.{index}"), a, b, found);
         }
     } else if left != right {
         found.push(format!("{path} ({left} → {right})"));

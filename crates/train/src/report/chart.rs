@@ -13,15 +13,17 @@ const BOTTOM: f64 = 26.0;
 /// A line with a name.
 #[derive(Clone, Debug)]
 pub(crate) struct Curve {
-    name: String,
+    pub(crate) name: String,
     colour: String,
     /// (step, value), steps ascending.
     pub(crate) points: Vec<(f64, f64)>,
+    /// (step, lowest, highest), steps ascending: drawn as an area behind the line.
+    pub(crate) band: Vec<(f64, f64, f64)>,
 }
 
 impl Curve {
     pub(crate) fn new(name: &str, colour: &str) -> Self {
-        Self { name: name.to_string(), colour: colour.to_string(), points: Vec::new() }
+        Self { name: name.to_string(), colour: colour.to_string(), points: Vec::new(), band: Vec::new() }
     }
 
     /// A running mean over a twentieth of the points, so that batches do not hide the course.
@@ -53,20 +55,28 @@ pub(crate) struct Chart {
     title: String,
     unit: String,
     curves: Vec<Curve>,
+    /// The step and the value that the axes reach at least.
+    reach: (f64, f64),
 }
 
 impl Chart {
     /// A chart of the curves that have points.
     pub(crate) fn new(title: &str, unit: &str, curves: Vec<Curve>) -> Self {
         let curves = curves.into_iter().filter(|curve| !curve.points.is_empty()).collect();
-        Self { title: title.to_string(), unit: unit.to_string(), curves }
+        Self { title: title.to_string(), unit: unit.to_string(), curves, reach: (1.0, 0.0) }
+    }
+
+    /// The chart with axes that reach at least this step and this value: charts side by side can be compared.
+    pub(crate) fn reaching(self, step: f64, value: f64) -> Self {
+        Self { reach: (step, value), ..self }
     }
 
     /// The chart with its title and legend as an HTML figure.
     pub(crate) fn svg(&self) -> String {
         let points = || self.curves.iter().flat_map(|curve| &curve.points);
-        let right = points().map(|point| point.0).fold(1.0, f64::max);
-        let highest = points().map(|point| point.1).fold(0.0, f64::max);
+        let right = points().map(|point| point.0).fold(self.reach.0.max(1.0), f64::max);
+        let tops = self.curves.iter().flat_map(|curve| &curve.band).map(|band| band.2);
+        let highest = points().map(|point| point.1).chain(tops).fold(self.reach.1, f64::max);
         let lowest = points().map(|point| point.1).fold(0.0, f64::min);
         let step = tick((highest - lowest).max(1e-9));
         let (bottom, top) = ((lowest / step).floor() * step, ((highest / step).ceil() * step).max(step));
@@ -105,6 +115,14 @@ impl Chart {
         }
         if !self.unit.is_empty() {
             let _ = write!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{}</text>", LEFT + 4.0, TOP + 8.0, self.unit);
+        }
+        for curve in self.curves.iter().filter(|curve| !curve.band.is_empty()) {
+            let lower = curve.band.iter().map(|(step, low, _)| (step, low));
+            let upper = curve.band.iter().rev().map(|(step, _, high)| (step, high));
+            let area: Vec<String> =
+                lower.chain(upper).map(|(step, value)| format!("{:.1},{:.1}", x(*step), y(*value))).collect();
+            let (area, colour) = (area.join(" "), &curve.colour);
+            let _ = write!(svg, "<polygon points=\"{area}\" fill=\"{colour}\" fill-opacity=\"0.22\"/>");
         }
         for curve in &self.curves {
             let path: Vec<String> =
@@ -179,5 +197,16 @@ mod tests {
         let svg = chart.svg();
         assert_eq!((svg.matches("<polyline").count(), svg.matches("<circle").count()), (1, 2));
         assert!(!svg.contains("NaN") && !svg.contains("empty"));
+    }
+
+    #[test]
+    fn bands_are_areas_and_axes_reach_what_they_are_told() {
+        let mut curve = Curve::new("mean", "#123456");
+        curve.points = vec![(1.0, 3.0), (2.0, 4.0)];
+        curve.band = vec![(1.0, 2.0, 4.0), (2.0, 4.0, 9.0)];
+        let svg = Chart::new("mIoU", "%", vec![curve.clone()]).svg();
+        assert_eq!(svg.matches("<polygon").count(), 1);
+        assert!(svg.contains(">10<"), "the axis ends below the band: {svg}");
+        assert!(Chart::new("mIoU", "%", vec![curve]).reaching(2.0, 37.0).svg().contains(">40<"));
     }
 }

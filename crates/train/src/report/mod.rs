@@ -1,6 +1,6 @@
 //! The page of a run: `report.html`, one self-contained file, a function of the run's folder alone.
 
-mod chart;
+pub(crate) mod chart;
 mod pictures;
 mod terms;
 
@@ -21,6 +21,9 @@ use crate::{Error, Result, times};
 use chart::{Chart, Curve};
 
 const TEMPLATE: &str = include_str!("page.html");
+
+/// The style sheet inside every page.
+const STYLE: &str = include_str!("page.css");
 
 /// One colour per role, the same in every chart; told apart by lightness too.
 const COLOURS: [&str; 3] = ["#7a5195", "#8a8f98", "#d1495b"];
@@ -82,7 +85,8 @@ impl Run {
                 serde_json::from_str(&text(&name)?).map_err(|error| Error::file(&folder.join(&name), error))
             })
             .collect::<Result<_>>()?;
-        let seconds = recipe.roles().iter().map(|role| times::seconds(&folder.join(role))).collect();
+        let seconds =
+            recipe.roles().iter().map(|role| times::read(&folder.join(role)).map(|times| times.seconds)).collect();
         Ok(Self { recipe, recipe_text, environment, finished, seconds, lines: journal::read(folder)? })
     }
 
@@ -228,36 +232,45 @@ impl Run {
 pub fn write(folder: &Path) -> Result<()> {
     let run = Run::read(folder)?;
     let (pictures, colours) = pictures::pictures(folder, &run.recipe)?;
-    let path = folder.join("report.html");
+    let context = minijinja::context! {
+        name => run.recipe.name.as_str(),
+        roles => run.recipe.roles().to_vec(),
+        compared => run.compared().map(|role| ROLES[role]).to_vec(),
+        distilled => !run.recipe.distillation.is_empty(),
+        description => run.recipe.description.as_str(),
+        verdict => run.verdict(),
+        rows => minijinja::Value::from(minijinja::value::Serde(run.rows())),
+        classes => minijinja::Value::from(minijinja::value::Serde(run.classes(&colours))),
+        charts => drawn(&run.charts()),
+        terms => minijinja::Value::from(minijinja::value::Serde(terms::rows(&run.lines))),
+        pictures => minijinja::Value::from(minijinja::value::Serde(pictures)),
+        recipe => run.recipe_text.as_str(),
+        environment => minijinja::Value::from(minijinja::value::Serde(&run.environment)),
+        seed => run.recipe.seed,
+        dataset => run.recipe.data.dataset.as_str(),
+        split => run.recipe.data.val_split.as_str(),
+    };
+    write_page(&folder.join("report.html"), TEMPLATE, context)
+}
+
+/// Charts as a page takes them.
+pub(crate) fn drawn(charts: &[Chart]) -> Vec<minijinja::Value> {
+    charts.iter().map(|chart| minijinja::Value::from_safe_string(chart.svg())).collect()
+}
+
+/// Writes a page: a template, which may include the style sheet `page.css`, with its values.
+///
+/// # Errors
+/// A value that the template misses; a file that cannot be written.
+pub(crate) fn write_page(path: &Path, template: &str, context: minijinja::Value) -> Result<()> {
     let mut page = minijinja::Environment::new();
     page.set_auto_escape_callback(|_| minijinja::AutoEscape::Html);
-    page.add_template("page", TEMPLATE).map_err(|error| Error::file(&path, error))?;
-    let charts: Vec<minijinja::Value> =
-        run.charts().iter().map(|chart| minijinja::Value::from_safe_string(chart.svg())).collect();
     let html = page
-        .get_template("page")
-        .and_then(|template| {
-            template.render(minijinja::context! {
-                name => run.recipe.name.as_str(),
-                roles => run.recipe.roles().to_vec(),
-                compared => run.compared().map(|role| ROLES[role]).to_vec(),
-                distilled => !run.recipe.distillation.is_empty(),
-                description => run.recipe.description.as_str(),
-                verdict => run.verdict(),
-                rows => minijinja::Value::from(minijinja::value::Serde(run.rows())),
-                classes => minijinja::Value::from(minijinja::value::Serde(run.classes(&colours))),
-                charts => charts,
-                terms => minijinja::Value::from(minijinja::value::Serde(terms::rows(&run.lines))),
-                pictures => minijinja::Value::from(minijinja::value::Serde(pictures)),
-                recipe => run.recipe_text.as_str(),
-                environment => minijinja::Value::from(minijinja::value::Serde(&run.environment)),
-                seed => run.recipe.seed,
-                dataset => run.recipe.data.dataset.as_str(),
-                split => run.recipe.data.val_split.as_str(),
-            })
-        })
-        .map_err(|error| Error::file(&path, error))?;
-    write_whole(&path, html.as_bytes())
+        .add_template("page.css", STYLE)
+        .and_then(|()| page.add_template("page", template))
+        .and_then(|()| page.get_template("page")?.render(context))
+        .map_err(|error| Error::file(path, error))?;
+    write_whole(path, html.as_bytes())
 }
 
 /// The two tables of a finished run as text.
@@ -299,7 +312,7 @@ pub fn table(folder: &Path) -> Result<String> {
 }
 
 /// A variant's name, or the settings in short.
-fn model_name(choice: &ModelChoice) -> String {
+pub(crate) fn model_name(choice: &ModelChoice) -> String {
     match choice {
         ModelChoice::Named(name) => name.clone(),
         ModelChoice::Table(config) => match serde_json::to_value(config) {
@@ -319,10 +332,10 @@ fn model_name(choice: &ModelChoice) -> String {
     }
 }
 
-fn percent(value: Option<f64>) -> String {
+pub(crate) fn percent(value: Option<f64>) -> String {
     value.map_or("–".to_string(), |value| format!("{:.2}", 100.0 * value))
 }
 
-fn signed(value: Option<f64>) -> String {
+pub(crate) fn signed(value: Option<f64>) -> String {
     value.map_or("–".to_string(), |value| format!("{}{:.2}", if value < 0.0 { "−" } else { "+" }, value.abs()))
 }
