@@ -83,7 +83,7 @@ pub fn run(arguments: &DataArguments) -> Result<()> {
     if !arguments.from.is_empty() {
         return import(facts, &arguments.from, &to);
     }
-    guide(facts, &to);
+    guide(facts, &to)?;
     let parts = || facts.archives.iter().filter(|archive| archive.extra.is_none());
     if parts().next().is_none() || parts().any(|archive| archive.url.is_none()) {
         bail!("{name} has to be fetched by hand, as above");
@@ -120,7 +120,7 @@ fn import(facts: &DatasetManifest, from: &[PathBuf], to: &Path) -> Result<()> {
 }
 
 /// What a person has to fetch, where, and what to do with it.
-fn guide(facts: &DatasetManifest, to: &Path) {
+fn guide(facts: &DatasetManifest, to: &Path) -> Result<()> {
     say_line!("{}", facts.title)?;
     say_line!("  {}", facts.source.title)?;
     say_line!("  {}", facts.source.licence)?;
@@ -146,6 +146,7 @@ fn guide(facts: &DatasetManifest, to: &Path) {
     for layout in &facts.layouts {
         say_line!("  {}: {}", layout.name, layout.description)?;
     }
+    Ok(())
 }
 
 /// Runs work that reports its progress, with a bar where there is a terminal.
@@ -166,7 +167,7 @@ fn with_bar<T>(work: impl FnOnce(&dsd_data::Progress<'_>) -> dsd_data::Result<T>
 fn check(root: &Path, dataset: Option<&str>, sheet: &Path) -> Result<()> {
     let report = with_bar(|progress| dsd_data::check(root, dataset, progress))?;
     say_line!("{} as {} ({})", root.display(), report.dataset, report.layout)?;
-    table(&report);
+    table(&report)?;
     for fault in &report.faults {
         let severity = if fault.severity == Severity::Error { "error" } else { "warning" };
         say_line!("{severity} [{}] {}", fault.kind, fault.text)?;
@@ -184,7 +185,7 @@ fn check(root: &Path, dataset: Option<&str>, sheet: &Path) -> Result<()> {
 }
 
 /// Pairs, sizes, and the share of each class in percent of all pixels, split by split.
-fn table(report: &CheckReport) {
+fn table(report: &CheckReport) -> Result<()> {
     for split in &report.splits {
         let size = |[height, width]: [usize; 2]| format!("{width}x{height}");
         let sizes = match split.sizes {
@@ -203,4 +204,5 @@ fn table(report: &CheckReport) {
         let shares: Vec<String> = report.splits.iter().map(|split| format!("{:11.3}", share(&split.pixels))).collect();
         say_line!("{name:width$} {}", shares.join(""))?;
     }
+    Ok(())
 }

@@ -101,7 +101,7 @@ const LOSSES: [Loss; 16] = [
         let settings = CrossImageKd { temperature: 0.1, average_pool: 4 };
         similarity::cross_image_kd(&x.layers[0], &x.teacher[0], None, settings)
     }),
-    ("cross-entropy", |x| Ok(cross_entropy(x.student_logits.as_tensor(), &x.labels, pixels())?)),
+    ("cross-entropy", |x| cross_entropy(x.student_logits.as_tensor(), &x.labels, pixels())),
     ("focal", |x| {
         similarity::focal(x.student_logits.as_tensor(), &x.labels, pixels(), similarity::Focal { gamma: 2.0 })
     }),

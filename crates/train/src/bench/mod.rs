@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use serde::Serialize;
 use serde_json::Value;
@@ -165,10 +165,9 @@ impl Bench {
             Some(Err(reason)) => (None, Some(reason)),
             None => (None, None),
         };
-        if let (Some(ours), Some(Prepared { value: Some(theirs), .. })) = (value, &prepared)
-            && !((ours - theirs).abs() <= AGREEMENT * (1.0 + theirs.abs()))
-        {
-            bail!("{name}: the value is {ours} here, {theirs} there");
+        if let (Some(ours), Some(Prepared { value: Some(theirs), .. })) = (value, &prepared) {
+            let agree = (ours - theirs).abs() <= AGREEMENT * (1.0 + theirs.abs());
+            ensure!(agree, "{name}: the value is {ours} here, {theirs} there");
         }
         let ways: &[String] = prepared.as_ref().map_or(&[], |prepared| &prepared.ways);
         let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); ways.len()]);
