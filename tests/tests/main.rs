@@ -5,6 +5,7 @@
 mod bench;
 mod camvid;
 mod comparison;
+mod crash;
 mod folders;
 mod imports;
 mod models;
@@ -13,3 +14,4 @@ mod refusals;
 mod resume;
 mod smoke;
 mod starts;
+mod steps;

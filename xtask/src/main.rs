@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask train`, `data`, `bench`, `equality`, `test`, `tidy`.
+//! The project's own commands: `cargo xtask train`, `data`, `bench`, `equality`, `crash`, `test`, `tidy`.
 //!
 //! Thin on purpose: it calls cargo and the `dsd` program, so that this binary is built in seconds.
 
@@ -34,6 +34,15 @@ enum Task {
     Dsd(PassedOn),
     /// Compare every network with another implementation of it and print the table of docs/equality.md.
     Equality,
+    /// Kill runs at many seeded moments, let them go on and compare all their files: `cargo xtask crash --points N`.
+    Crash {
+        /// How many kills.
+        #[arg(long, default_value_t = 300)]
+        points: usize,
+        /// The seed of the moments.
+        #[arg(long, default_value_t = 2)]
+        seed: u64,
+    },
     /// What CI runs: format, tidy, lints, tests, documentation.
     Test,
     /// Checks of the source tree that no lint knows.
@@ -60,6 +69,7 @@ fn run() -> Result<()> {
         Task::Bench(passed) => dsd(Some("bench"), &passed.arguments),
         Task::Dsd(passed) => dsd(None, &passed.arguments),
         Task::Equality => equality(),
+        Task::Crash { points, seed } => crash(points, seed),
         Task::Test => test(),
         Task::Tidy => tidy::check(&root()?),
     }
@@ -116,6 +126,15 @@ fn equality() -> Result<()> {
     let mut cargo = cargo()?;
     cargo.args(["test", "--release", "--locked", "--package", "dsd-models", "--test", "networks", "--"]);
     cargo.args(["--exact", "equality::networks_are_equal_to_other_implementations", "--nocapture"]);
+    become_process(cargo)
+}
+
+/// The long form of a test that CI runs with few kills.
+fn crash(points: usize, seed: u64) -> Result<()> {
+    let mut cargo = cargo()?;
+    cargo.env("DSD_CRASH_POINTS", points.to_string()).env("DSD_CRASH_SEED", seed.to_string());
+    cargo.args(["test", "--release", "--workspace", "--locked", "--test", "dsd", "--", "--ignored", "--nocapture"]);
+    cargo.args(["--exact", "crash::runs_killed_at_many_moments_end_with_the_bytes_of_one_that_was_not"]);
     become_process(cargo)
 }
 

@@ -129,6 +129,27 @@ pub fn adamw_step<T: Float>(
     Ok(())
 }
 
+/// One step of an exponential moving average: a = keep · a + (1 − keep) · v.
+///
+/// # Errors
+/// Length, Param: keep lies in [0, 1).
+pub fn average_step<T: Float>(average: &mut [T], values: &[T], keep: f64) -> Result<()> {
+    const OP: &str = "average_step";
+    check_length(OP, "values", values.len(), average.len())?;
+    part_that_stays(OP, "keep", keep)?;
+    if keep == 0.0 {
+        average.copy_from_slice(values);
+        return Ok(());
+    }
+    let (keep, share) = (T::from_f64(keep), T::from_f64(1.0 - keep));
+    average.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(average, values)| {
+        for (a, v) in average.iter_mut().zip(values) {
+            *a = keep * *a + share * *v;
+        }
+    });
+    Ok(())
+}
+
 fn not_negative(op: &'static str, argument: &'static str, value: f64) -> Result<()> {
     if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(param(op, argument, "a finite number ≥ 0", value)) }
 }

@@ -7,6 +7,7 @@ use candle_nn::{Init, VarBuilder};
 use dsd_ops::{Activation, Conv2dOptions, ConvTranspose2dOptions, RunningStatistics};
 use dsd_random::{Stream, name_hash};
 
+use crate::finite::look;
 use crate::multiply_adds::{counted, is_counting};
 use crate::{Error, Mode, Result, init};
 
@@ -127,6 +128,7 @@ impl Conv2dConfig {
 /// A convolution: parameters `weight` `[out, in / groups, kh, kw]` and, if asked for, `bias` `[out]`.
 #[derive(Debug)]
 pub struct Conv2d {
+    path: String,
     weight: Tensor,
     bias: Option<Tensor>,
     kernel: [usize; 2],
@@ -156,7 +158,7 @@ impl Conv2d {
             }
             false => None,
         };
-        Ok(Self { weight, bias, kernel, options, tensorflow_same })
+        Ok(Self { path: vb.prefix(), weight, bias, kernel, options, tensorflow_same })
     }
 
     /// `[N,in,H,W]` → `[N,out,H',W']`.
@@ -178,7 +180,9 @@ impl Conv2d {
         if is_counting() {
             return self.count(x, options);
         }
-        Ok(dsd_ops::conv2d(x, &self.weight, self.bias.as_ref(), options)?)
+        let output = dsd_ops::conv2d(x, &self.weight, self.bias.as_ref(), options)?;
+        look(&self.path, &output)?;
+        Ok(output)
     }
 
     fn count(&self, x: &Tensor, options: Conv2dOptions) -> Result<Tensor> {
@@ -266,6 +270,7 @@ impl Doubling {
 /// Batch normalisation: parameters `weight`, `bias`, buffers `running_mean`, `running_var`, all `[C]`.
 #[derive(Debug)]
 pub struct BatchNorm2d {
+    path: String,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
@@ -281,6 +286,7 @@ impl BatchNorm2d {
     /// A parameter of another shape.
     pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
+            path: vb.prefix(),
             weight: vb.get_with_hints(channels, "weight", Init::Const(1.0))?,
             bias: vb.get_with_hints(channels, "bias", Init::Const(0.0))?,
             mean: vb.get_with_hints(channels, "running_mean", Init::Const(0.0))?,
@@ -310,7 +316,7 @@ impl BatchNorm2d {
     /// # Errors
     /// Those of [`dsd_ops::batch_norm_train`] and [`dsd_ops::batch_norm_eval`].
     pub fn forward(&self, x: &Tensor, activation: Activation, mode: Mode) -> Result<Tensor> {
-        let &Self { ref weight, ref bias, ref mean, ref var, eps, momentum } = self;
+        let &Self { ref path, ref weight, ref bias, ref mean, ref var, eps, momentum } = self;
         if is_counting() {
             return Ok(x.clone());
         }
@@ -322,6 +328,7 @@ impl BatchNorm2d {
                 dsd_ops::batch_norm_train(x, weight, bias, running, eps, activation)?
             }
         };
+        look(path, &normalised)?;
         Ok(normalised)
     }
 

@@ -205,7 +205,14 @@ fn parse_card(path: &Path, value: serde_json::Value) -> Result<ModelCard> {
             got: if version.is_null() { "missing".to_string() } else { version.to_string() },
         });
     }
-    serde_json::from_value(value).map_err(bad_json(path))
+    let card: ModelCard = serde_json::from_value(value).map_err(bad_json(path))?;
+    parameter_shapes(&card.model, card.classes.len()).map_err(|error| Error::File {
+        path: path.to_path_buf(),
+        what: "network",
+        expected: "one that can be built".to_string(),
+        got: error.to_string(),
+    })?;
+    Ok(card)
 }
 
 fn read_json(path: &Path) -> Result<serde_json::Value> {

@@ -41,6 +41,8 @@ pub struct State {
     pub updates: u64,
     /// Steps that changed nothing because a number in them was not finite.
     pub skipped: u64,
+    /// How many of them were the last ones.
+    pub skipped_in_a_row: u64,
     /// The step of the last evaluation.
     pub evaluated: u64,
     /// Mean IoU of the last evaluation.
@@ -90,7 +92,7 @@ impl Checkpoint {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Manifest {
+pub(crate) struct Manifest {
     version: u32,
     files: BTreeMap<String, Entry>,
 }
@@ -310,6 +312,7 @@ fn entry(bytes: &[u8]) -> Entry {
 /// # Errors
 /// [`Error::File`].
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    tracing::trace!("replace {}", path.display());
     let failed = |error: std::io::Error| Error::file(path, error);
     let folder = parent(path);
     let mut file = tempfile::Builder::new().prefix(LEFTOVER).tempfile_in(folder).map_err(failed)?;

@@ -25,9 +25,9 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
-    /// A term of the loss is not a number.
+    /// A term of the loss or the gradient is not a number.
     #[error(
-        "{role}, step {step}: the loss term {term} is {value}; lower the learning rate or the term's weight, or look at the batch ({samples})"
+        "{role}, step {step}: the loss term {term} is {value}; {place}; lower the learning rate or the term's weight, or look at the batch ({samples})"
     )]
     NotFinite {
         /// Which network was being trained.
@@ -38,10 +38,12 @@ pub enum Error {
         term: String,
         /// Its value.
         value: f64,
+        /// Where the first number that is not finite came up.
+        place: Box<str>,
         /// The names of the samples in the batch.
         samples: String,
     },
-    /// The gradient's norm is not a number, found by clipping.
+    /// The gradient's norm is not a number.
     #[error("the gradient's norm is {norm}; lower the learning rate")]
     GradientNorm {
         /// The norm over all parameters.

@@ -37,21 +37,25 @@ impl Files for Disk {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        tracing::trace!("write {}", path.display());
         let mut file = File::create(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        tracing::trace!("rename {} to {}", from.display(), to.display());
         fs::rename(from, to)
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         // Systems that cannot open a folder have no such call.
+        tracing::trace!("sync {}", folder.display());
         if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
     }
 
     fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        tracing::trace!("remove {}", folder.display());
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

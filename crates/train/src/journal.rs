@@ -34,6 +34,19 @@ pub(crate) enum Line {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         shares: BTreeMap<String, f64>,
     },
+    /// A training step that changed nothing, because a number in it was not finite.
+    Skipped {
+        /// `teacher`, `baseline` or `distilled`.
+        role: String,
+        /// Steps finished, this one included.
+        step: u64,
+        /// The term, or `gradient norm`.
+        term: String,
+        /// Its value: JSON has no number for it.
+        value: String,
+        /// Where the first number that is not finite came up.
+        place: String,
+    },
     /// An evaluation.
     Evaluation {
         /// `teacher`, `baseline` or `distilled`.
@@ -86,7 +99,9 @@ impl Journal {
         }
         for (kept, line) in lines {
             let done = match &line {
-                Line::Step { role: of, step, .. } => of != role || *step <= state.step,
+                Line::Step { role: of, step, .. } | Line::Skipped { role: of, step, .. } => {
+                    of != role || *step <= state.step
+                }
                 Line::Evaluation { role: of, step, .. } => of != role || *step <= state.evaluated,
             };
             if done {

@@ -9,6 +9,7 @@
 #[macro_use]
 mod output;
 
+mod average;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
@@ -18,6 +19,8 @@ pub mod environment;
 mod error;
 pub mod evaluate;
 mod files;
+#[cfg(test)]
+mod hostile;
 pub mod import_model;
 pub mod interrupt;
 mod journal;
@@ -32,6 +35,7 @@ pub mod schedule;
 pub mod splits;
 pub mod stage;
 pub mod start;
+mod step;
 mod tensors;
 mod times;
 

@@ -84,7 +84,7 @@ impl Optimiser {
     /// One update of every parameter that has a gradient.
     ///
     /// # Errors
-    /// [`Error::GradientNorm`] where clipping is on and the gradient's norm is not finite; nothing is changed then.
+    /// [`Error::GradientNorm`] where the gradient's norm is not finite; nothing is changed then.
     pub fn step(&mut self, gradients: &GradStore, learning_rate: f64) -> Result<()> {
         let scale = self.clip_factor(gradients)?;
         self.updates += 1;
@@ -108,14 +108,38 @@ impl Optimiser {
         Ok(())
     }
 
+    /// The Euclidean norm over all parameters.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn gradient_norm(&self, gradients: &GradStore) -> Result<f64> {
+        gradient_norm(self.slots.iter().filter_map(|slot| gradients.get(slot.var.as_tensor())))
+    }
+
+    /// Which gradients are not finite, in words.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn not_finite(&self, gradients: &GradStore) -> Result<String> {
+        let mut names = Vec::new();
+        for slot in &self.slots {
+            let Some(gradient) = gradients.get(slot.var.as_tensor()) else { continue };
+            if !dsd_models::is_finite(gradient)? {
+                names.push(slot.name.as_str());
+            }
+        }
+        let first = names.first().copied().unwrap_or("none");
+        Ok(format!("{} of {} gradients are not finite, {first} among them", names.len(), self.slots.len()))
+    }
+
     /// min(1, clip / norm) over all gradients.
     fn clip_factor(&self, gradients: &GradStore) -> Result<f64> {
         let (recipe::Optimiser::Sgd { clip_norm, .. } | recipe::Optimiser::Adamw { clip_norm, .. }) = self.settings;
-        let Some(limit) = clip_norm else { return Ok(1.0) };
-        let norm = gradient_norm(self.slots.iter().filter_map(|slot| gradients.get(slot.var.as_tensor())))?;
+        let norm = self.gradient_norm(gradients)?;
         if !norm.is_finite() {
             return Err(Error::GradientNorm { norm });
         }
+        let Some(limit) = clip_norm else { return Ok(1.0) };
         Ok((limit / (norm + 1e-6)).min(1.0))
     }
 

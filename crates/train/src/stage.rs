@@ -4,26 +4,27 @@
 //! augmentation and dropout all follow from the seed, the step and the names of parameters. Stopped at any step and
 //! continued, it goes on where it was.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use dsd_data::{Dataset, IGNORE, Loader, LoaderOptions};
 use dsd_metrics::{AbsentClass, ConfusionMatrix, Summary};
-use dsd_models::{ClassInfo, Mode, ModelCard, Normalisation, ParamStore, Parameter, Segmenter};
+use dsd_models::{ClassInfo, Mode, ModelCard, Normalisation, ParamStore, Segmenter};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use crate::average::Average;
 use crate::checkpoint::{self, Checkpoint, State};
 use crate::evaluate::evaluate;
 use crate::journal::{Journal, Line};
-use crate::objective::{Objective, Progress, Watch};
+use crate::objective::{Objective, Watch};
 use crate::optimiser::Optimiser;
 use crate::recipe::{Recipe, Role, Term};
 use crate::start::{self, Start};
+use crate::step::Trained;
 use crate::times::Clock;
-use crate::{Error, Result, interrupt, tensors};
+use crate::{Error, Result, interrupt};
 
 /// What a finished stage leaves in `done.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,7 +79,13 @@ impl Stage<'_> {
         let num_classes = self.train.classes().names.len();
         let config = self.role.model.config()?;
         let network = dsd_models::build(&config, num_classes, store.builder())?;
-        let twin = dsd_models::build(&config, num_classes, store.frozen_builder())?;
+        let average = match self.role.ema {
+            Some(keep) => Some(Average::new(keep, &config, num_classes)?),
+            None => None,
+        };
+        // What is evaluated and kept, and a network on it.
+        let kept = average.as_ref().map_or(&store, Average::store);
+        let twin = dsd_models::build(&config, num_classes, kept.frozen_builder())?;
         let mut objective = objective(self.recipe, self.class_weights.clone(), self.terms);
         self.prepare(&mut objective, twin.as_ref())?;
         let parameters = store.parameters();
@@ -97,6 +104,9 @@ impl Stage<'_> {
             store.apply(saved.section("model")?)?;
             optimiser.restore(saved.section("optimiser")?, saved.state.updates)?;
             objective.restore(saved.section("objective")?)?;
+            if let Some(average) = &average {
+                average.store().apply(saved.section("average")?)?;
+            }
             state = saved.state;
             tracing::info!("{}: continuing after step {}", self.name, state.step);
         } else {
@@ -116,7 +126,7 @@ impl Stage<'_> {
                 seed: self.recipe.seed,
                 workers: self.recipe.run.workers,
                 prefetch: self.recipe.run.prefetch,
-                first_step: state.step,
+                first_step: state.step * self.role.accumulate,
             },
         )?;
         loop {
@@ -127,15 +137,18 @@ impl Stage<'_> {
                 bar.set_message("evaluating");
                 match self.evaluate(twin.as_ref()) {
                     Err(_) if interrupt::requested() => {}
-                    matrix => self.keep_best(&matrix?, &store, &config, journal, &mut state, &bar)?,
+                    matrix => self.keep_best(&matrix?, kept, &config, journal, &mut state, &bar)?,
                 }
             }
             let stop = interrupt::requested();
             if stop || last || (state.step > 0 && state.step.is_multiple_of(self.recipe.run.checkpoint_every)) {
-                let saved = Checkpoint::new(state.clone())
+                let mut saved = Checkpoint::new(state.clone())
                     .with("model", store.tensors())
                     .with("optimiser", optimiser.tensors()?)
                     .with("objective", objective.tensors()?);
+                if let Some(average) = &average {
+                    saved = saved.with("average", average.store().tensors());
+                }
                 // What the checkpoint counts as done is in the log, whatever happens after.
                 journal.sync()?;
                 checkpoint::save(&checkpoints, &saved)?;
@@ -151,26 +164,29 @@ impl Stage<'_> {
             }
 
             clock.begin_step();
-            let batch = loader.next().ok_or_else(|| Error::Setting("the loader ended early".to_string()))??;
             let learning_rate = optimiser.base_rate() * self.role.schedule.factor(state.step, self.role.steps);
-            let line = self.step(
-                network.as_ref(),
-                &parameters,
-                &mut objective,
-                &mut optimiser,
-                batch,
-                learning_rate,
-                state.step,
-            )?;
+            let before = self.before(&store, &objective)?;
+            let trained = Trained { network: network.as_ref(), parameters: &parameters };
+            let done = self.step(trained, &mut objective, &mut optimiser, &mut loader, learning_rate, state.step);
+            let line = self.tolerate(done, before, &store, &mut objective, &mut state)?;
             state.step += 1;
+            if let Some(average) = average.as_ref().filter(|_| optimiser.updates() > state.updates) {
+                average.follow(&store, optimiser.updates())?;
+            }
             state.updates = optimiser.updates();
             clock.end_step();
             show(&bar, state.step, &line);
-            let Line::Step { shares, .. } = &line else { continue };
-            for warning in watch.look(shares) {
-                bar.suspend(|| tracing::warn!("{}, step {}: {warning}", self.name, state.step));
-            }
-            let due = state.step.is_multiple_of(self.recipe.run.log_every) || !shares.is_empty();
+            tracing::debug!("{}, step {} is done", self.name, state.step);
+            let telling = match &line {
+                Line::Step { shares, .. } => {
+                    for warning in watch.look(shares) {
+                        bar.suspend(|| tracing::warn!("{}, step {}: {warning}", self.name, state.step));
+                    }
+                    !shares.is_empty()
+                }
+                _ => true,
+            };
+            let due = state.step.is_multiple_of(self.recipe.run.log_every) || telling;
             if due || state.step == 1 || state.step == self.role.steps {
                 journal.write(&line)?;
             }
@@ -186,76 +202,6 @@ impl Stage<'_> {
         let image = Tensor::zeros((1, 3, height, width), DType::F32, &Device::Cpu)?;
         let (student, teacher) = (twin.forward(&image, Mode::Eval)?, teacher.network.forward(&image, Mode::Eval)?);
         objective.prepare(self.recipe.seed, &student, Some(&teacher))
-    }
-
-    fn step(
-        &self,
-        network: &dyn Segmenter,
-        parameters: &[Parameter],
-        objective: &mut Objective,
-        optimiser: &mut Optimiser,
-        mut batch: dsd_data::Batch,
-        learning_rate: f64,
-        step: u64,
-    ) -> Result<Line> {
-        let names = std::mem::take(&mut batch.names);
-        let (images, labels) = tensors::from_batch(batch, &Device::Cpu)?;
-        let teacher = match self.teacher {
-            Some(teacher) if objective.needs_teacher() => {
-                let images = tensors::renormalised(&images, &self.start.normalisation, &teacher.normalisation)?;
-                Some(teacher.network.forward(&images, Mode::Eval)?)
-            }
-            _ => None,
-        };
-        let mode = Mode::Train { seed: self.recipe.seed, step };
-        let student = if self.role.recompute {
-            dsd_models::with_recomputed_blocks(|| network.forward(&images, mode))?
-        } else {
-            network.forward(&images, mode)?
-        };
-        let at = Progress { seed: self.recipe.seed, step, steps: self.role.steps };
-        let evaluation = objective.evaluate(at, &student, teacher.as_ref(), &labels, parameters)?;
-        let not_finite = |term: &str, value: f64| Error::NotFinite {
-            role: self.name.to_string(),
-            step: step + 1,
-            term: term.to_string(),
-            value,
-            samples: names.join(", "),
-        };
-        let (mut values, mut weighted_values) = (BTreeMap::new(), BTreeMap::new());
-        let mut total: Option<Tensor> = None;
-        let mut total_value = 0.0;
-        for term in &evaluation.terms {
-            let value = f64::from(term.loss.to_scalar::<f32>()?);
-            if !value.is_finite() {
-                return Err(not_finite(&term.name, value));
-            }
-            values.insert(term.name.clone(), value);
-            weighted_values.insert(term.name.clone(), term.weight * value);
-            total_value += term.weight * value;
-            let weighted = (&term.loss * term.weight)?;
-            total = Some(match total {
-                Some(sum) => (sum + weighted)?,
-                None => weighted,
-            });
-        }
-        if let Some(total) = total {
-            let gradients = dsd_ops::backward(&total)?;
-            optimiser.step(&gradients, learning_rate).map_err(|error| match error {
-                Error::GradientNorm { norm } => not_finite("gradient norm", norm),
-                other => other,
-            })?;
-        }
-        objective.finish(at, &student, teacher.as_ref(), &labels)?;
-        Ok(Line::Step {
-            role: self.name.to_string(),
-            step: step + 1,
-            learning_rate,
-            total: total_value,
-            terms: values,
-            weighted: weighted_values,
-            shares: evaluation.shares,
-        })
     }
 
     fn evaluate(&self, twin: &dyn Segmenter) -> Result<ConfusionMatrix> {

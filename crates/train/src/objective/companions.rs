@@ -52,7 +52,7 @@ enum Adaptor {
     /// 1×1 convolution without bias.
     Linear(Conv2d),
     /// 1×1 convolution, batch normalisation, ReLU, 1×1 convolution.
-    Projection(ConvBn, Conv2d),
+    Projection(Box<ConvBn>, Conv2d),
 }
 
 /// The memory of one pair of layers.
@@ -244,7 +244,7 @@ impl Adaptor {
             Loss::MemoryContrast(_) => {
                 let inner = Conv2dConfig::same(from, to, 1);
                 let inner = ConvBn::new(inner, Activation::Relu, vb.pp("inner"), vb.pp("norm"))?;
-                Self::Projection(inner, Conv2d::new(Conv2dConfig::same(to, to, 1).bias(), vb.pp("outer"))?)
+                Self::Projection(Box::new(inner), Conv2d::new(Conv2dConfig::same(to, to, 1).bias(), vb.pp("outer"))?)
             }
             _ => Self::None,
         })

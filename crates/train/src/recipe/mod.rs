@@ -239,8 +239,15 @@ pub struct Role {
     pub recompute: bool,
     /// Training steps.
     pub steps: u64,
-    /// Images per step.
+    /// Images at once.
     pub batch_size: usize,
+    /// Batches whose gradients are averaged for one step. Each is normalised by its own statistics.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub accumulate: u64,
+    /// What stays of the moving average of weights at each step, in (0, 1); absent: there is none. Where there is one, it
+    /// is what is evaluated and kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// The optimiser.
     pub optimiser: Optimiser,
     /// The learning rate of each step.
@@ -257,6 +264,14 @@ fn is_default(options: &ObjectiveOptions) -> bool {
 
 fn is_off(switch: &bool) -> bool {
     !*switch
+}
+
+fn once() -> u64 {
+    1
+}
+
+fn is_once(batches: &u64) -> bool {
+    *batches == 1
 }
 
 fn whole() -> f64 {
@@ -387,10 +402,30 @@ pub struct RunOptions {
     pub prefetch: usize,
     /// Validation images in the report.
     pub pictures: usize,
+    /// What a step does in which a loss or a gradient is not finite.
+    pub on_not_finite: OnNotFinite,
+}
+
+/// What a step does in which a loss or a gradient is not finite. Either way it is named with the first layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNotFinite {
+    /// It ends the run.
+    #[default]
+    Stop,
+    /// It changes nothing, is counted and logged; many in a row end the run.
+    Skip,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { checkpoint_every: 200, log_every: 10, workers: 1, prefetch: 4, pictures: 6 }
+        Self {
+            checkpoint_every: 200,
+            log_every: 10,
+            workers: 1,
+            prefetch: 4,
+            pictures: 6,
+            on_not_finite: OnNotFinite::Stop,
+        }
     }
 }

@@ -110,6 +110,12 @@ impl Recipe {
             if clip_norm.is_some_and(|norm| !(norm.is_finite() && norm > 0.0)) {
                 return refuse(&format!("{name}.optimiser.clip_norm"), "a number above 0", format!("{clip_norm:?}"));
             }
+            if role.accumulate == 0 {
+                return refuse(&format!("{name}.accumulate"), "at least 1", "0".to_string());
+            }
+            if let Some(keep) = role.ema.filter(|keep| !(*keep > 0.0 && *keep < 1.0)) {
+                return refuse(&format!("{name}.ema"), "a number above 0 and below 1", keep.to_string());
+            }
             let factor = role.backbone_learning_rate_factor;
             if !(factor > 0.0 && factor <= 1.0) {
                 let key = format!("{name}.backbone_learning_rate_factor");

@@ -208,6 +208,7 @@ impl Run {
                         }
                     }
                 }
+                Line::Skipped { .. } => {}
             }
         }
         for curve in loss.iter_mut().chain(terms.values_mut()) {
