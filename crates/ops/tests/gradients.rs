@@ -15,10 +15,11 @@ use dsd_ops::gradcheck::check_gradients;
 use crate::inputs::report;
 
 /// The number of rows below. A row that gets lost makes the table fail.
-const ROWS: usize = 781;
+const ROWS: usize = 788;
 
 /// Exported functions that have no gradient, with the reason.
-const NOT_DIFFERENTIABLE: [(&str, &str); 0] = [];
+const NOT_DIFFERENTIABLE: [(&str, &str); 2] =
+    [("backward", "goes through a graph and adds nothing to it"), ("is_recomputing", "a flag")];
 
 type Function = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 

@@ -1,12 +1,13 @@
 //! Rows of batch norm, activations, dropout, softmax and cross-entropy.
 
 use std::slice::from_ref;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use dsd_ops::{
     Activation, CrossEntropyOptions, RunningStatistics, adaptive_avg_pool2d, add_relu, batch_norm_eval,
     batch_norm_prelu_eval, batch_norm_prelu_train, batch_norm_train, cross_entropy, dropout2d, hard_sigmoid,
-    hard_swish, log_softmax_channels, prelu, relu, relu6, scale_channels, sigmoid, softmax_channels,
+    hard_swish, log_softmax_channels, prelu, recompute, relu, relu6, scale_channels, sigmoid, softmax_channels,
 };
 use dsd_random::Stream;
 
@@ -159,6 +160,9 @@ fn activation_rows(table: &mut Table) {
     let part = x.affine(-0.4, 0.0).unwrap();
     table.situations("add_relu", &[x.clone(), part], |t| add_relu(&t[0], &t[1]));
     table.row("add_relu", "one tensor twice", from_ref(&x), |t| add_relu(&t[0], &t[0]));
+    table.situations("recompute", from_ref(&x), |t| {
+        recompute(&t[0], Arc::new(|x| sigmoid(x).map_err(candle_core::Error::wrap)? * x))
+    });
     table.situations("scale_channels", &[x.clone(), normal(69, &[2, 3, 1, 1])], |t| scale_channels(&t[0], &t[1]));
     table.row("scale_channels", "squeeze and excitation", from_ref(&x), |t| {
         scale_channels(&t[0], &sigmoid(&adaptive_avg_pool2d(&t[0], [1, 1])?)?)
