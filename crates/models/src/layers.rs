@@ -337,7 +337,7 @@ impl BatchNorm2d {
     /// # Errors
     /// Those of [`dsd_ops::batch_norm_prelu_train`] and [`dsd_ops::batch_norm_prelu_eval`].
     pub fn forward_prelu(&self, x: &Tensor, prelu: &PRelu, mode: Mode) -> Result<Tensor> {
-        let &Self { ref weight, ref bias, ref mean, ref var, eps, momentum } = self;
+        let &Self { ref path, ref weight, ref bias, ref mean, ref var, eps, momentum } = self;
         if is_counting() {
             return Ok(x.clone());
         }
@@ -345,10 +345,11 @@ impl BatchNorm2d {
         let rectified = match mode {
             Mode::Eval => dsd_ops::batch_norm_prelu_eval(x, weight, bias, slopes, mean, var, eps)?,
             Mode::Train { .. } => {
-                let running = RunningStatistics { mean, var, momentum };
-                dsd_ops::batch_norm_prelu_train(x, weight, bias, slopes, Some(running), eps)?
+                let running = (!dsd_ops::is_recomputing()).then_some(RunningStatistics { mean, var, momentum });
+                dsd_ops::batch_norm_prelu_train(x, weight, bias, slopes, running, eps)?
             }
         };
+        look(path, &rectified)?;
         Ok(rectified)
     }
 }

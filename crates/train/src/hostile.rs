@@ -141,7 +141,8 @@ fn mutants_of_logs_and_end_marks() {
     });
 
     let metrics = dsd_metrics::ConfusionMatrix::new(2).unwrap().summary(&["a", "b"]).unwrap();
-    let done = crate::stage::Finished { steps: 3, parameters: 9, best_step: 2, last_miou: Some(0.5), metrics };
+    let done =
+        crate::stage::Finished { steps: 3, parameters: 9, best_step: 2, last_miou: Some(0.5), metrics, last: None };
     let original = serde_json::to_vec_pretty(&done).unwrap();
     read_mutants(("done.json", &original, "done.json"), 400, |bytes| {
         fs::write(folder.path().join("done.json"), bytes).unwrap();
