@@ -179,8 +179,10 @@ mod tests {
         let colours: std::collections::BTreeSet<_> = classes.iter().map(|class| class.colour).collect();
         assert_eq!((classes.len(), colours.len()), (255, 255));
         assert_eq!((colour(0), colour(1), colour(2), colour(8)), ([0; 3], [128, 0, 0], [0, 128, 0], [64, 0, 0]));
-        assert_eq!(super::classes(Some("camvid")).unwrap().len(), 11);
-        for wrong in [None, Some("0"), Some("256"), Some("cityscapes")] {
+        for (name, count) in [("camvid", 11), ("cityscapes", 19), ("streets", 11)] {
+            assert_eq!(super::classes(Some(name)).unwrap().len(), count, "{name}");
+        }
+        for wrong in [None, Some("0"), Some("256"), Some("nowhere")] {
             assert!(super::classes(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -124,7 +124,7 @@ mod tests {
                 &["comparison.baseline is plain", "one of baseline, baseline_longer, dsd"],
             ),
             ("comparison.method=[]", &["comparison.method is 0", "at least 2"]),
-            ("comparison.method.2.name=\"Baseline\"", &["comparison.method[2].name is Baseline", "earlier"]),
+            ("comparison.method.1.name=\"Baseline\"", &["comparison.method[1].name is Baseline", "earlier"]),
             ("comparison.method.2.name=\"a/b\"", &["comparison.method[2].name is \"a/b\"", "plain folder name"]),
             ("comparison.method.2.name=\"..\"", &["comparison.method[2].name", "plain folder name"]),
             ("comparison.method.2.name=\"teacher\"", &["comparison.method[2].name", "other than teacher"]),
