@@ -69,34 +69,37 @@ impl Comparison {
         if self.methods.len() < 2 {
             return fault("comparison.method", "at least 2 methods", self.methods.len().to_string());
         }
+        let key = |index: usize, key: &str| format!("comparison.method[{index}].{key}");
         for (index, method) in self.methods.iter().enumerate() {
-            let key = |key: &str| format!("comparison.method[{index}].{key}");
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
             if method.name.is_empty() || !method.name.chars().all(plain) || method.name == TEACHER {
                 let expected = "a plain folder name of letters, digits, _ and -, other than teacher";
-                return fault(&key("name"), expected, format!("{:?}", method.name));
+                return fault(&key(index, "name"), expected, format!("{:?}", method.name));
             }
             if self.methods[..index].iter().any(|other| other.name.eq_ignore_ascii_case(&method.name)) {
                 return fault(
-                    &key("name"),
+                    &key(index, "name"),
                     "a name of its own",
                     format!("{}, which an earlier method has", method.name),
                 );
             }
+        }
+        // Names first: what follows speaks of other methods by theirs.
+        for (index, method) in self.methods.iter().enumerate() {
             match (method.steps_factor, &method.match_compute_of) {
                 (Some(_), Some(_)) => {
-                    return fault(&key("steps_factor"), "nothing beside match_compute_of", "set".to_string());
+                    return fault(&key(index, "steps_factor"), "nothing beside match_compute_of", "set".to_string());
                 }
                 (Some(factor), None) if !(factor.is_finite() && factor > 0.0) => {
-                    return fault(&key("steps_factor"), "a number above 0", factor.to_string());
+                    return fault(&key(index, "steps_factor"), "a number above 0", factor.to_string());
                 }
                 (None, Some(other)) => match self.method(other) {
                     None => {
-                        return fault(&key("match_compute_of"), &format!("one of {}", names()), other.clone());
+                        return fault(&key(index, "match_compute_of"), &format!("one of {}", names()), other.clone());
                     }
                     Some(other) if other.match_compute_of.is_some() => {
                         let expected = "a method that does not match another one itself";
-                        return fault(&key("match_compute_of"), expected, other.name.clone());
+                        return fault(&key(index, "match_compute_of"), expected, other.name.clone());
                     }
                     Some(_) => {}
                 },
