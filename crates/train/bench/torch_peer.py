@@ -376,14 +376,33 @@ class Infer:
         return float(self.model(self.images).abs().mean())
 
 
+def averaging(size, bins):
+    """The matrix of an adaptive average pooling along one axis, [bins,size]."""
+    matrix = torch.zeros(bins, size)
+    for index in range(bins):
+        first, end = index * size // bins, -(-(index + 1) * size // bins)
+        matrix[index, first:end] = 1.0 / (end - first)
+    return matrix
+
+
+def pooled(layer, x):
+    bins = layer.output_size
+    height, width = bins if isinstance(bins, tuple) else (bins, bins)
+    return averaging(x.shape[2], height) @ x @ averaging(x.shape[3], width).T
+
+
 def exported(model, images):
     """A session of onnxruntime, or nothing where it or the exporter is missing or cannot export this network."""
+    pool = torch.nn.AdaptiveAvgPool2d
+    forward = pool.forward
     try:
         import io
 
         import onnxruntime
 
         file = io.BytesIO()
+        # ONNX has no adaptive pooling whose windows differ in size.
+        pool.forward = pooled
         with torch.no_grad():
             torch.onnx.export(model, (images,), file, input_names=["images"], dynamo=False)
         options = onnxruntime.SessionOptions()
@@ -392,6 +411,9 @@ def exported(model, images):
     except Exception as error:  # Whatever it cannot export is timed without it.
         print(f"onnxruntime: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr)
         return None
+    finally:
+        pool.forward = forward
+        model.eval()
 
 
 KINDS = {"convolution": Convolution, "operation": Operation, "loss": Loss, "step": Step, "infer": Infer}

@@ -294,7 +294,7 @@ BASIC, BOTTLE = ((BasicBlock, [2, 2, 2, 2]), (BasicBlock, [3, 4, 6, 3])), ((Bott
 
 def rows():
     """Name, where it comes from, configuration, how to make it, size of the images, classes."""
-    usual, wide, small, tiny = (65, 97), (33, 321), (33, 49), (17, 25)
+    usual, wide, small, tiny, least = (65, 97), (33, 321), (33, 49), (17, 25), (9, 17)
     deeplab = dict(aux_loss=True)
 
     def enet():
@@ -320,18 +320,18 @@ def rows():
         ("DeepLabV3, ResNet-50", TORCHVISION, encoder_decoder("deeplabv3", "resnet50", 8, 256, True, **CLASSIC),
          lambda: torchvision_network(segmentation.deeplabv3_resnet50, **deeplab), wide, CLASSES),
         ("DeepLabV3, ResNet-101", TORCHVISION, encoder_decoder("deeplabv3", "resnet101", 8, 256, True, **CLASSIC),
-         lambda: torchvision_network(segmentation.deeplabv3_resnet101, **deeplab), tiny, CLASSES),
+         lambda: torchvision_network(segmentation.deeplabv3_resnet101, **deeplab), least, CLASSES),
         ("PSPNet, ResNet-18", f"{TIMM}, {SMP}", encoder_decoder("pspnet", "resnet18", 8, 128, True, **DEEP),
          lambda: pspnet(TimmResNet(*BASIC[0], 8, True), 512, 128, True, 256), usual, CLASSES),
         ("PSPNet, ResNet-18, half width", f"{TIMM}, {SMP}",
          encoder_decoder("pspnet", "resnet18", 8, 64, True, width=0.5, **DEEP),
          lambda: pspnet(TimmResNet(*BASIC[0], 8, True, 0.5), 256, 64, True, 128), tiny, CLASSES),
         ("PSPNet, ResNet-34", f"{TIMM}, {SMP}", encoder_decoder("pspnet", "resnet34", 8, 128, True, **DEEP),
-         lambda: pspnet(TimmResNet(*BASIC[1], 8, True), 512, 128, True, 256), tiny, CLASSES),
+         lambda: pspnet(TimmResNet(*BASIC[1], 8, True), 512, 128, True, 256), least, CLASSES),
         ("PSPNet, ResNet-50, stride 16", f"{TIMM}, {SMP}", encoder_decoder("pspnet", "resnet50", 16, 512, **CLASSIC),
          lambda: pspnet(TimmResNet(*BOTTLE[0], 16, False), 2048, 512), tiny, CLASSES),
         ("PSPNet, ResNet-101", f"{TIMM}, {SMP}", encoder_decoder("pspnet", "resnet101", 8, 512, True, **DEEP),
-         lambda: pspnet(TimmResNet(*BOTTLE[1], 8, True), 2048, 512, True, 1024), tiny, CLASSES),
+         lambda: pspnet(TimmResNet(*BOTTLE[1], 8, True), 2048, 512, True, 1024), least, CLASSES),
         ("FCN, MobileNetV2, stride 32", TORCHVISION, encoder_decoder("fcn", "mobilenetv2", 32, 80),
          lambda: fcn(IntermediateLayerGetter(mobilenet_v2(weights=None).features, {"17": "out"}), 320), usual, CLASSES),
         ("FCN, MobileNetV2 ×0.5, stride 32", TORCHVISION, encoder_decoder("fcn", "mobilenetv2", 32, 40, width=0.5),
@@ -348,7 +348,7 @@ def rows():
          encoder_decoder("pspnet", "efficientnet_lite0", 16, 128, True),
          lambda: pspnet(lite0(16), 320, 128, aux=112), small, CLASSES),
         ("PSPNet, EfficientNet-Lite0, stride 8", f"{TIMM}, {SMP}", encoder_decoder("pspnet", "efficientnet_lite0", 8, 128),
-         lambda: pspnet(lite0(8), 320, 128), small, CLASSES),
+         lambda: pspnet(lite0(8), 320, 128), tiny, CLASSES),
         ("LR-ASPP, MobileNetV3-Large", TORCHVISION, encoder_decoder("lraspp", "mobilenetv3_large", 16, 128),
          LrAspp, usual, CLASSES),
         ("ENet", "layers of PyTorch, from the paper",
