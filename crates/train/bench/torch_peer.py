@@ -385,16 +385,14 @@ def averaging(size, bins):
     return matrix
 
 
-def pooled(layer, x):
-    bins = layer.output_size
-    height, width = bins if isinstance(bins, tuple) else (bins, bins)
+def pooled(x, bins):
+    height, width = bins if isinstance(bins, (tuple, list)) else (bins, bins)
     return averaging(x.shape[2], height) @ x @ averaging(x.shape[3], width).T
 
 
 def exported(model, images):
     """A session of onnxruntime, or nothing where it or the exporter is missing or cannot export this network."""
-    pool = torch.nn.AdaptiveAvgPool2d
-    forward = pool.forward
+    pool = F.adaptive_avg_pool2d
     try:
         import io
 
@@ -402,7 +400,7 @@ def exported(model, images):
 
         file = io.BytesIO()
         # ONNX has no adaptive pooling whose windows differ in size.
-        pool.forward = pooled
+        F.adaptive_avg_pool2d = pooled
         with torch.no_grad():
             torch.onnx.export(model, (images,), file, input_names=["images"], dynamo=False)
         options = onnxruntime.SessionOptions()
@@ -412,7 +410,7 @@ def exported(model, images):
         print(f"onnxruntime: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr)
         return None
     finally:
-        pool.forward = forward
+        F.adaptive_avg_pool2d = pool
         model.eval()
 
 
