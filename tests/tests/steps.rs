@@ -111,3 +111,25 @@ fn a_step_that_is_not_finite_is_skipped_where_the_recipe_says_so_and_changes_not
         assert!(line.contains("\"term\":\"cross_entropy\"") && line.contains("that of "), "{line}");
     }
 }
+
+#[test]
+fn measuring_shares_of_the_gradient_changes_no_weight() {
+    // With features the shares are taken at the parameters, with logits alone at the logits.
+    let at_logits = "distillation=[{ term = 'csd', weight = 10, preset = 'paper_reading' }]";
+    for terms in [&[][..], &[at_logits]] {
+        let folder = tempfile::tempdir().unwrap();
+        let [never, always] = ["0", "1"].map(|every| {
+            let run = folder.path().join(every);
+            let every = format!("objective.share_every={every}");
+            succeed(&mut train(&run, &[&TINY, terms, &[every.as_str()]]));
+            run
+        });
+        let read = |run: &Path, file: &str| fs::read(run.join(file)).unwrap();
+        for role in ["teacher", "baseline", "distilled"] {
+            let file = format!("{role}/best/model.safetensors");
+            assert!(read(&never, &file) == read(&always, &file), "{file} differs, terms {terms:?}");
+        }
+        let measured = |run: &Path| String::from_utf8(read(run, "log.jsonl")).unwrap().contains("\"shares\"");
+        assert_eq!((measured(&never), measured(&always)), (false, true), "terms {terms:?}");
+    }
+}
