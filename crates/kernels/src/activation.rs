@@ -5,9 +5,12 @@ pub(crate) mod gate;
 mod prelu;
 mod softmax;
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::error::check_length;
+use crate::fresh::written;
 use crate::{Float, Result};
 
 pub use elementary::Element;
@@ -111,6 +114,26 @@ pub fn add_relu<T: Element>(a: &[T], b: &[T], y: &mut [T]) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// a + b, element by element.
+///
+/// # Errors
+/// Length.
+pub fn add_vec<T: Element>(a: &[T], b: &[T]) -> Result<Vec<T>> {
+    check_length("add", "b", b.len(), a.len())?;
+    #[allow(unsafe_code, reason = "the sum is all that is written")]
+    // SAFETY: the chunks of the three slices cover them, and every element of a chunk is written.
+    let (y, ()) = unsafe {
+        written(a.len(), |y: &mut [MaybeUninit<T>]| {
+            y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK))).for_each(|(y, (a, b))| {
+                for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                    y.write(*a + *b);
+                }
+            });
+        })
+    };
+    Ok(y)
 }
 
 struct Values<'a, T> {

@@ -197,7 +197,7 @@ impl PaperEnet {
         let run = |blocks: &[Bottleneck], x: Tensor| blocks.iter().try_fold(x, |x, block| block.forward(&x, mode));
 
         let branches = [self.initial.forward(images)?, dsd_ops::max_pool2d(images, HALVING)?];
-        let initial = self.initial_norm.forward(&Tensor::cat(&branches, 1)?, mode)?; // [N,16,H/2,W/2]
+        let initial = self.initial_norm.forward(&dsd_ops::concat(&branches, 1)?, mode)?; // [N,16,H/2,W/2]
         let (x, pooled1) = self.down1.forward(&initial, mode)?;
         let stage1 = run(&self.stage1, x)?; // [N,64,H/4,W/4]
         let (x, pooled2) = self.down2.forward(&stage1, mode)?;
@@ -254,7 +254,7 @@ impl Expansion {
 
     fn forward(&self, extension: &Tensor, main: &Tensor, mode: Mode) -> Result<Tensor> {
         let expanded = self.norm.forward(&self.conv.forward(extension)?, Activation::Identity, mode)?;
-        self.prelu.forward(&(self.dropout.forward(&expanded, mode)? + main)?)
+        self.prelu.forward(&dsd_ops::add(&self.dropout.forward(&expanded, mode)?, main)?)
     }
 }
 
@@ -338,9 +338,9 @@ impl Downsampling {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Pooled)> {
         let (_, _, height, width) = x.dims4()?;
         let (main, indices) = dsd_ops::max_pool2d_with_indices(x, HALVING)?;
-        let main = main.pad_with_zeros(1, 0, self.extra_channels)?;
+        let main = dsd_ops::pad_end(&main, 1, self.extra_channels)?;
         // The last row and column of an odd size are completed with zeros: as many windows as the pooling has.
-        let even = x.pad_with_zeros(2, 0, height % 2)?.pad_with_zeros(3, 0, width % 2)?;
+        let even = dsd_ops::pad_end(&dsd_ops::pad_end(x, 2, height % 2)?, 3, width % 2)?;
         let extension = self.middle.forward(&self.reduce.forward(&even, mode)?, mode)?;
         Ok((self.expand.forward(&extension, &main, mode)?, Pooled { indices, size: [height, width] }))
     }

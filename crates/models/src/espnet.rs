@@ -179,19 +179,21 @@ impl Encoder {
 
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Levels> {
         let residual = |pyramids: &[Pyramid], x: &Tensor| {
-            pyramids.iter().try_fold(x.clone(), |x, pyramid| pyramid.normalised(&(&x + pyramid.merged(&x)?)?, mode))
+            pyramids
+                .iter()
+                .try_fold(x.clone(), |x, pyramid| pyramid.normalised(&dsd_ops::add(&x, &pyramid.merged(&x)?)?, mode))
         };
         let pooled1 = dsd_ops::avg_pool2d(images, POOLING, true)?;
         let pooled2 = dsd_ops::avg_pool2d(&pooled1, POOLING, true)?;
 
         let first = self.first_norm.forward(&self.first.forward(images)?, mode)?; // [N,16,H/2,W/2]
-        let stage1 = self.norm1.forward(&Tensor::cat(&[&first, &pooled1], 1)?, mode)?; // [N,19,H/2,W/2]
+        let stage1 = self.norm1.forward(&dsd_ops::concat(&[&first, &pooled1], 1)?, mode)?; // [N,19,H/2,W/2]
         let down2 = self.down2.forward(&stage1, mode)?; // [N,64,H/4,W/4]
         let level2 = residual(&self.level2, &down2)?;
-        let stage2 = self.norm2.forward(&Tensor::cat(&[&level2, &down2, &pooled2], 1)?, mode)?; // [N,131,H/4,W/4]
+        let stage2 = self.norm2.forward(&dsd_ops::concat(&[&level2, &down2, &pooled2], 1)?, mode)?; // [N,131,H/4,W/4]
         let down3 = self.down3.forward(&stage2, mode)?; // [N,128,H/8,W/8]
         let level3 = residual(&self.level3, &down3)?;
-        let stage3 = self.norm3.forward(&Tensor::cat(&[&down3, &level3], 1)?, mode)?; // [N,256,H/8,W/8]
+        let stage3 = self.norm3.forward(&dsd_ops::concat(&[&down3, &level3], 1)?, mode)?; // [N,256,H/8,W/8]
         let logits = self.classify.forward(&stage3)?;
         Ok(Levels { first, stage1, stage2, stage3, logits })
     }
@@ -248,11 +250,11 @@ impl Decoder {
         let coarse = self.norm.forward(&levels.logits, Activation::Identity, mode)?;
         let up3 = self.up3.forward(&coarse, size_of(stage2)?)?; // [N,classes,H/4,W/4]
         let projected = self.project2.forward(stage2)?;
-        let merged = self.merge2_norm.forward(&Tensor::cat(&[&projected, &up3], 1)?, mode)?;
+        let merged = self.merge2_norm.forward(&dsd_ops::concat(&[&projected, &up3], 1)?, mode)?;
         let stage4 = self.merge2.forward(&merged, mode)?; // [N,classes,H/4,W/4]
         let up2 = self.up2_norm.forward(&self.up2.forward(&stage4, size_of(stage1)?)?, mode)?; // [N,classes,H/2,W/2]
         let first = if self.image_in_decoder { stage1 } else { &levels.first };
-        let merged = self.merge1.forward(&Tensor::cat(&[&up2, first], 1)?)?;
+        let merged = self.merge1.forward(&dsd_ops::concat(&[&up2, first], 1)?)?;
         let stage5 = self.merge1_norm.forward(&merged, mode)?; // [N,classes,H/2,W/2]
         let logits = self.up1.forward(&stage5, size)?; // [N,classes,H,W]
         Ok((stage4, stage5, logits))
@@ -305,12 +307,12 @@ impl Pyramid {
         for (index, branch) in self.branches.iter().enumerate() {
             let own = branch.forward(&reduced)?;
             let sum = match merged.last() {
-                Some(sum) if index >= 2 => (sum + own)?,
+                Some(sum) if index >= 2 => dsd_ops::add(sum, &own)?,
                 _ => own,
             };
             merged.push(sum);
         }
-        Ok(Tensor::cat(&merged, 1)?)
+        Ok(dsd_ops::concat(&merged, 1)?)
     }
 
     fn normalised(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
@@ -337,6 +339,6 @@ impl Doubling {
     fn forward(&self, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
         let options = ConvTranspose2dOptions { stride: [2; 2], ..Default::default() };
         let doubled = conv_transpose2d(x, &self.weight, options)?;
-        Ok(doubled.narrow(2, 0, size[0])?.narrow(3, 0, size[1])?)
+        Ok(dsd_ops::first(&dsd_ops::first(&doubled, 2, size[0])?, 3, size[1])?)
     }
 }

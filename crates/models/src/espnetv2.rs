@@ -142,13 +142,13 @@ impl Segmenter for EspnetV2 {
         let stage4 = run(&self.level4.1, self.level4.0.forward(&stage3, &image16, mode)?)?; // [N,256,H/16,W/16]
 
         let up4 = upsampled(&self.project4.forward(&stage4, mode)?, &stage3)?;
-        let merged3 = self.merge3.forward(&Tensor::cat(&[&stage3, &up4], 1)?, mode)?;
+        let merged3 = self.merge3.forward(&dsd_ops::concat(&[&stage3, &up4], 1)?, mode)?;
         let pooled = self.dropout3.forward(&self.pooling.forward(&merged3, mode)?, mode)?; // [N,128,H/8,W/8]
         let aux_logits = self.classify3.forward(&pooled)?; // [N,classes,H/8,W/8]
         let up3 = upsampled(&self.norm3.forward(&aux_logits, mode)?, &stage2)?;
-        let merged2 = self.merge2.forward(&Tensor::cat(&[&stage2, &up3], 1)?, mode)?; // [N,classes,H/4,W/4]
+        let merged2 = self.merge2.forward(&dsd_ops::concat(&[&stage2, &up3], 1)?, mode)?; // [N,classes,H/4,W/4]
         let up2 = upsampled(&merged2, &stage1)?;
-        let head = Tensor::cat(&[&stage1, &up2], 1)?; // [N,32+classes,H/2,W/2]
+        let head = dsd_ops::concat(&[&stage1, &up2], 1)?; // [N,32+classes,H/2,W/2]
         let logits = self.classify1.forward(&self.dropout1.forward(&head, mode)?)?; // [N,classes,H/2,W/2]
 
         let features = vec![
@@ -225,12 +225,12 @@ impl Branches {
         for branch in &self.branches {
             let own = branch.forward(&reduced)?;
             let sum = match merged.last() {
-                Some(sum) => (own + sum)?,
+                Some(sum) => dsd_ops::add(&own, sum)?,
                 None => own,
             };
             merged.push(sum);
         }
-        self.expand.forward(&self.merged_norm.forward(&Tensor::cat(&merged, 1)?, mode)?, mode)
+        self.expand.forward(&self.merged_norm.forward(&dsd_ops::concat(&merged, 1)?, mode)?, mode)
     }
 }
 
@@ -256,7 +256,7 @@ impl Pyramid {
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let expanded = self.branches.forward(x, mode)?;
-        self.prelu.forward(&if self.residual { (expanded + x)? } else { expanded })
+        self.prelu.forward(&if self.residual { dsd_ops::add(&expanded, x)? } else { expanded })
     }
 }
 
@@ -283,9 +283,9 @@ impl Halving {
 
     fn forward(&self, x: &Tensor, image: &Tensor, mode: Mode) -> Result<Tensor> {
         let pooled = dsd_ops::avg_pool2d(x, HALVING, true)?;
-        let merged = Tensor::cat(&[&pooled, &self.branches.forward(x, mode)?], 1)?;
+        let merged = dsd_ops::concat(&[&pooled, &self.branches.forward(x, mode)?], 1)?;
         let image = self.image_expand.forward(&self.image.forward(image, mode)?, mode)?;
-        self.prelu.forward(&(merged + image)?)
+        self.prelu.forward(&dsd_ops::add(&merged, &image)?)
     }
 }
 
@@ -316,6 +316,6 @@ impl PyramidPooling {
             pooled = dsd_ops::avg_pool2d(&pooled, HALVING, true)?;
             parts.push(dsd_ops::resize_bilinear(&stage.forward(&pooled)?, [height, width], true)?);
         }
-        self.project.forward(&Tensor::cat(&parts, 1)?, mode)
+        self.project.forward(&dsd_ops::concat(&parts, 1)?, mode)
     }
 }

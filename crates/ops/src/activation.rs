@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, WithD
 use dsd_kernels::activation::{self as kernels, Element, Planes, Softmax};
 
 use crate::storage::{by_dtype, from_elements, with_slices};
-use crate::{Error, Result, check, storage};
+use crate::{Error, Result, check, storage, tape};
 
 pub use dsd_kernels::activation::Activation;
 
@@ -92,7 +92,7 @@ pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 fn pointwise(op: &'static str, x: &Tensor, activation: Activation) -> Result<Tensor> {
     check::float(op, "x", x)?;
-    Ok(x.contiguous()?.apply_op1(Pointwise { op, activation })?)
+    Ok(tape::apply1(&x.contiguous()?, Pointwise { op, activation })?)
 }
 
 /// x where x > 0, else weight · x, with one weight for all channels or one for each.
@@ -113,7 +113,7 @@ pub fn prelu(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if weight.dims() != [1] && weight.dims() != [channels] {
         return Err(check::shape(OP, "weight", format!("[{channels}] or [1]"), weight));
     }
-    Ok(x.contiguous()?.apply_op2(&weight.contiguous()?, Prelu)?)
+    Ok(tape::apply2(&x.contiguous()?, &weight.contiguous()?, Prelu)?)
 }
 
 /// exp(xᶜ) / Σ exp(x) over the channels, axis 1.
@@ -151,7 +151,7 @@ pub fn log_softmax_channels(x: &Tensor) -> Result<Tensor> {
 fn channelwise(op: &'static str, x: &Tensor, kind: Softmax) -> Result<Tensor> {
     check::float(op, "x", x)?;
     planes(op, x)?;
-    Ok(x.contiguous()?.apply_op1(Channelwise { op, kind })?)
+    Ok(tape::apply1(&x.contiguous()?, Channelwise { op, kind })?)
 }
 
 /// The sizes of `[N,C,…]` with the axes after C as one.

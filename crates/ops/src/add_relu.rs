@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
 use dsd_kernels::activation::{self as kernels, Activation, Element};
 
 use crate::storage::{by_dtype, from_elements, slice, tensor, with_slices};
-use crate::{Error, Result, check};
+use crate::{Error, Result, check, tape};
 
 const OP: &str = "add_relu";
 
@@ -30,7 +30,7 @@ pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check::float(OP, "a", a)?;
     check::dtype(OP, "b", b, a.dtype())?;
     check::same_shape(OP, "b", b, a.dims())?;
-    Ok(a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu)?)
+    Ok(tape::apply2(&a.contiguous()?, &b.contiguous()?, AddRelu)?)
 }
 
 struct AddRelu;

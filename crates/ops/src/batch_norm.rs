@@ -8,7 +8,7 @@ use dsd_kernels::activation::{Activation, Element, Planes};
 use dsd_kernels::batch_norm::{self as kernels, Affine, Source, Statistics};
 
 use crate::storage::{by_dtype, from_elements, with_slices};
-use crate::{Error, Result, check, storage};
+use crate::{Error, Result, check, storage, tape};
 
 /// The running statistics of a batch norm layer, updated in place by [`batch_norm_train`].
 ///
@@ -205,10 +205,10 @@ impl BatchNorm {
     fn apply(self, x: &Tensor, [weight, bias]: [&Tensor; 2], slopes: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         Ok(match slopes {
-            None => x.apply_op3(&weight.contiguous()?, &bias.contiguous()?, self)?,
+            None => tape::apply3(&x, &weight.contiguous()?, &bias.contiguous()?, self)?,
             Some(slopes) => {
                 let node = Self { prelu: true, ..self };
-                x.apply_op3(&Tensor::cat(&[weight, bias], 0)?, &slopes.contiguous()?, node)?
+                tape::apply3(&x, &crate::concat(&[weight, bias], 0)?, &slopes.contiguous()?, node)?
             }
         })
     }

@@ -58,7 +58,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, options: CrossEntropyOpti
     };
     // Before candle is involved: an error that passes through it may come back with a backtrace in its message.
     with_slices([&op.labels], |[labels]| Ok(kernels::check_labels(op.sizes, labels, op.weighting())))??;
-    Ok(logits.contiguous()?.apply_op1(op)?)
+    Ok(crate::tape::apply1(&logits.contiguous()?, op)?)
 }
 
 struct CrossEntropy {

@@ -6,7 +6,7 @@ use dsd_kernels::Float;
 use dsd_random::Stream;
 
 use crate::storage::by_dtype;
-use crate::{Result, check, storage};
+use crate::{Result, check, storage, tape};
 
 /// Sets whole planes (n, c) to 0 with the given probability and multiplies the others by 1 / (1 − probability).
 ///
@@ -30,7 +30,7 @@ pub fn dropout2d(x: &Tensor, probability: f64, stream: &mut Stream) -> Result<Te
         return Ok(x.clone());
     }
     let kept: Vec<bool> = (0..n * c).map(|_| probability < 1.0 && !stream.chance(probability)).collect();
-    Ok(x.contiguous()?.apply_op1(DropPlanes { kept, factor: 1.0 / (1.0 - probability) })?)
+    Ok(tape::apply1(&x.contiguous()?, DropPlanes { kept, factor: 1.0 / (1.0 - probability) })?)
 }
 
 /// The mask: which planes stay. Forward and backward are the same map.

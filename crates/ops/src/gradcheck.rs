@@ -11,6 +11,8 @@
 use candle_core::{DType, Device, Tensor, Var};
 use dsd_random::{Stream, name_hash};
 
+use crate::Tape;
+
 /// Relative part of the tolerance: |backward − difference| ≤ [`ABSOLUTE`] + `RELATIVE`·|difference|.
 pub const RELATIVE: f64 = 1e-6;
 /// Absolute part of the tolerance.
@@ -22,11 +24,13 @@ const EVERY_ELEMENT_UP_TO: usize = 64;
 const DRAWN_ELEMENTS: usize = 16;
 const DRAWN_DIRECTIONS: u64 = 5;
 const STEP: f64 = 1e-5;
+/// Gradients on a [`Tape`] are those of candle's graph but for the order of additions.
+const TAPE: f64 = 1e-12;
 
 /// Compares the backward pass of `f` with central differences, for every input.
 ///
 /// `f` gets tensors of the shapes and values of `inputs` and must be a function of nothing else: it is called with
-/// variables once, then with plain tensors for each difference. The random cotangent, elements and directions depend on
+/// variables twice, in candle's graph and on a [`Tape`], which must agree, then with plain tensors for each difference. The random cotangent, elements and directions depend on
 /// `name` alone.
 ///
 /// # Shapes
@@ -76,9 +80,18 @@ pub fn check_gradients(
     }
     let mut draw = Stream::new(0, "gradcheck cotangent", name_hash(name), 0);
     let cotangent: Vec<f64> = base.iter().map(|_| draw.normal()).collect();
-    let (output, gradients) = backward(&shapes, &values, &cotangent, &f).map_err(|error| format!("{name}: {error}"))?;
-    if output != base {
+    let backward =
+        |taped| backward(taped, &shapes, &values, &cotangent, &f).map_err(|error| format!("{name}: {error}"));
+    let (output, gradients) = backward(false)?;
+    let (on_tape, gradients_on_tape) = backward(true)?;
+    if output != base || on_tape != base {
         return Err(format!("{name}: two calls with equal inputs gave different outputs"));
+    }
+    for (input, (candle, tape)) in gradients.iter().zip(&gradients_on_tape).enumerate() {
+        let differs = |(a, b): &(&f64, &f64)| !((*a - *b).abs() <= TAPE * (1.0 + a.abs()));
+        if let Some((candle, tape)) = candle.iter().zip(tape).find(differs) {
+            return Err(format!("{name}: input {input}: through candle's graph {candle:e}, on the tape {tape:e}"));
+        }
     }
 
     for (input, gradient) in gradients.iter().enumerate() {
@@ -119,6 +132,7 @@ pub fn check_gradients(
 /// The output of `f` and the gradient of Σ cotangent·output with respect to each input, row-major. An input that `f`
 /// does not use has gradient 0.
 fn backward(
+    taped: bool,
     shapes: &[&[usize]],
     values: &[Vec<f64>],
     cotangent: &[f64],
@@ -130,13 +144,15 @@ fn backward(
         .map(|(&shape, values)| Var::from_slice(values, shape, &Device::Cpu))
         .collect::<candle_core::Result<Vec<_>>>()?;
     let tensors: Vec<Tensor> = variables.iter().map(|variable| variable.as_tensor().clone()).collect();
+    let tape = taped.then(Tape::start);
     let output = f(&tensors)?;
     let elements = flat(&output)?;
     if elements.len() != cotangent.len() {
         candle_core::bail!("two calls gave {} and {} output elements", cotangent.len(), elements.len());
     }
     let cotangent = Tensor::from_slice(cotangent, output.dims(), &Device::Cpu)?;
-    let gradients = (output * cotangent)?.sum_all()?.backward()?;
+    let gradients = crate::backward(&(output * cotangent)?.sum_all()?)?;
+    drop(tape);
     let gradients = variables
         .iter()
         .zip(values)

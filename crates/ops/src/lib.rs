@@ -19,11 +19,13 @@ mod convolution;
 mod cross_entropy;
 mod dropout;
 pub mod gradcheck;
+mod join;
 mod pool;
 mod recompute;
 mod resize;
 mod scale_channels;
 mod storage;
+mod tape;
 
 pub use error::{Error, Result};
 
@@ -34,7 +36,9 @@ pub use conv_transpose2d::*;
 pub use conv2d::*;
 pub use cross_entropy::*;
 pub use dropout::*;
+pub use join::*;
 pub use pool::*;
-pub use recompute::{Part, backward, is_recomputing, recompute};
+pub use recompute::{Part, is_recomputing, recompute};
 pub use resize::*;
 pub use scale_channels::*;
+pub use tape::{Tape, backward};

@@ -5,21 +5,19 @@
 //! time grows by one forward pass of the parts. Source: Chen et al., Training Deep Nets with Sublinear Memory Cost,
 //! arXiv 1604.06174, section 3.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, TensorId, Var, WithDType};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, Var, WithDType};
 
 use crate::Result;
 use crate::storage::{tensor, unsupported, with_slices};
+use crate::tape::{self, Tape};
 
 const OP: &str = "recompute";
 
 thread_local! {
     static RECOMPUTING: Cell<bool> = const { Cell::new(false) };
-    /// Gradients of parameters inside the parts that the running backward pass has gone through.
-    static INSIDE: RefCell<Vec<(TensorId, Tensor)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A part of a network: from one tensor to another, with parameters of its own.
@@ -33,7 +31,7 @@ pub type Part = Arc<dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync
 /// run as it is.
 ///
 /// # Gradient
-/// Reaches x and the part's parameters; the latter only through [`backward`], not through candle's method.
+/// Reaches x and the part's parameters; the latter only through [`backward`](crate::backward), not through candle's method.
 /// # Errors
 /// Those of the part.
 /// # Example
@@ -60,32 +58,13 @@ pub fn recompute(x: &Tensor, part: Part) -> Result<Tensor> {
         DType::F64 => copy::<f64>(&y)?,
         other => return Err(unsupported(OP, other)),
     };
-    Ok(x.apply_op1(Recompute { part, output: Mutex::new(Some(output)) })?)
+    Ok(tape::apply1(x, Recompute { part, output: Mutex::new(Some(output)) })?)
 }
 
 /// Whether this thread runs a part for the second time.
 #[must_use]
 pub fn is_recomputing() -> bool {
     RECOMPUTING.get()
-}
-
-/// The gradients of everything behind `loss`, with those of the parameters inside [`recompute`]d parts.
-///
-/// # Errors
-/// Those of the operations.
-pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    INSIDE.take();
-    let gradients = loss.backward();
-    let inside = INSIDE.take();
-    let mut gradients = gradients?;
-    for (id, gradient) in inside {
-        let sum = match gradients.get_id(id) {
-            Some(other) => (other + gradient)?,
-            None => gradient,
-        };
-        gradients.insert_id(id, sum);
-    }
-    Ok(gradients)
 }
 
 fn copy<T: WithDType>(y: &Tensor) -> candle_core::Result<(CpuStorage, Shape)> {
@@ -110,20 +89,18 @@ impl CustomOp1 for Recompute {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let x = Var::from_tensor(&x.detach())?;
+        let tape = Tape::start();
         let y = {
             let _mark = Mark::set();
             (self.part)(x.as_tensor())?
         };
         // d(Σ y·g)/dx and of the parameters: the factor 1 of the sum changes no bit of g.
         let g = g.detach();
-        let mut gradients = (y * &g)?.sum_all()?.backward()?;
+        let mut gradients = tape.finish(&(y * &g)?.sum_all()?).map_err(candle_core::Error::wrap)?;
         let dx = gradients.remove(x.as_tensor());
         // candle gives the untracked factor a gradient too, as large as y.
         gradients.remove(&g);
-        let ids: Vec<TensorId> = gradients.get_ids().copied().collect();
-        INSIDE.with_borrow_mut(|inside| {
-            inside.extend(ids.into_iter().filter_map(|id| Some((id, gradients.get_id(id)?.clone()))));
-        });
+        tape::found_inside(&gradients);
         Ok(dx)
     }
 }
@@ -148,6 +125,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::backward;
     use crate::{Activation, RunningStatistics, batch_norm_train, conv2d};
 
     struct Net {

@@ -52,7 +52,7 @@ fn resize(op: &'static str, x: &Tensor, output: [usize; 2], method: Method) -> R
         return Err(check::param(op, "size", "at least 1 by 1", format!("{output:?}")));
     }
     let resize = Resize { op, method, input: [height, width], output, backward: false };
-    Ok(x.contiguous()?.apply_op1(resize)?)
+    Ok(crate::tape::apply1(&x.contiguous()?, resize)?)
 }
 
 /// The resize from `input` to `output`, or its gradient, which goes the other way.

@@ -34,7 +34,7 @@ pub fn scale_channels(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let (n, c, _, _) = check::nchw(OP, "x", x)?;
     check::dtype(OP, "scale", scale, x.dtype())?;
     check::same_shape(OP, "scale", scale, &[n, c, 1, 1])?;
-    Ok(x.contiguous()?.apply_op2(&scale.contiguous()?, ScaleChannels)?)
+    Ok(crate::tape::apply2(&x.contiguous()?, &scale.contiguous()?, ScaleChannels)?)
 }
 
 struct ScaleChannels;

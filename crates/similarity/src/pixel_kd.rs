@@ -7,12 +7,14 @@
 //! CIRKD (`losses/kd.py`): ignored pixels are left out, of the sum and of the denominator.
 //! Derivation of the gradient: docs/losses/pixel_kd.md.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, WithDType};
 use dsd_ops::{check, log_softmax_channels, softmax_channels};
+use rayon::prelude::*;
 
 use crate::Result;
 use crate::csd::same_grid;
 use crate::mask::Counted;
+use crate::task::node::{Slope, by_element, node, with_values};
 
 /// Settings of [`pixel_kd`]. No `Default`: the recipe owns the number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,15 +105,76 @@ fn distil(
         }
     };
 
-    let log_p = log_softmax_channels(&(teacher / t)?)?; // [N,C,H,W]
-    let log_q = log_softmax_channels(&(student / t)?)?; // [N,C,H,W]
-    let weight = counted.apply(log_p.exp()?)?; // p, 0 at ignored positions
-    let weight = match pixel_weight {
-        Some(pixel_weight) => weight.broadcast_mul(&pixel_weight)?,
-        None => weight,
+    let (teacher, own) = ((teacher / t)?, (student.detach() / t)?); // [N,C,H,W]
+    // 0 at ignored positions
+    let weight = match (&counted.mask, pixel_weight) {
+        (Some(mask), Some(weight)) => Some((weight * mask)?),
+        (mask, weight) => mask.clone().or(weight),
     };
-    let kl = (weight * (log_p - log_q)?)?.flatten_from(2)?.sum(2)?.sum_all()?; // row by row: f32 sums stay accurate
-    Ok((kl * (t * t / total))?)
+    by_element!(student, typed(op, &student, [&teacher, &own], weight.as_ref(), [t * t / total, t / total]))
+}
+
+/// `factor` · Σ w · Σ_c p · (ln p − ln q) of softened logits as a node with the gradient `slope` · w · (q − p).
+fn typed<T: WithDType>(
+    op: &'static str,
+    student: &Tensor,
+    softened: [&Tensor; 2],
+    weight: Option<&Tensor>,
+    [factor, slope]: [f64; 2],
+) -> Result<Tensor> {
+    let (_, classes, h, w) = student.dims4()?;
+    let [log_p, log_q] = softened.map(log_softmax_channels);
+    let [p, q] = softened.map(softmax_channels);
+    let weight = weight.map(|weight| weight.flatten_all()?.to_vec1::<T>()).transpose()?;
+    let (slope, mut gradient) = (T::from_f64(slope), vec![T::zero(); student.elem_count()]);
+    let sums = with_values(&(log_p? - log_q?)?, |difference: &[T]| {
+        with_values(&p?, |p: &[T]| {
+            let in_planes = with_values(&q?, |q: &[T]| {
+                let planes = gradient.par_chunks_mut(h * w).zip(difference.par_chunks(h * w));
+                let planes = planes.zip(p.par_chunks(h * w).zip(q.par_chunks(h * w)));
+                let of_plane = |(plane, ((gradient, difference), (p, q)))| {
+                    let weight = weight.as_ref().map(|weight| &weight[plane / classes * h * w..][..h * w]);
+                    divergence(gradient, difference, p, q, weight, slope)
+                };
+                planes.enumerate().map(of_plane).collect::<Vec<f64>>()
+            });
+            Result::Ok(in_planes?)
+        })
+    })???;
+    node::<T>(op, student, factor * sums.iter().sum::<f64>(), Kept(gradient))
+}
+
+/// Σ w · p · (ln p − ln q) of one class in one image, and its gradient.
+fn divergence<T: WithDType>(
+    gradient: &mut [T],
+    difference: &[T],
+    p: &[T],
+    q: &[T],
+    weight: Option<&[T]>,
+    slope: T,
+) -> f64 {
+    let mut sum = 0.0;
+    for (pixel, ((gradient, &difference), (&p, &q))) in
+        gradient.iter_mut().zip(difference).zip(p.iter().zip(q)).enumerate()
+    {
+        let weight = weight.map_or(T::one(), |weight| weight[pixel]);
+        // Exactly 0 where the pixel does not count, even beside a NaN.
+        if weight != T::zero() {
+            sum += (weight * p * difference).to_f64();
+            *gradient = slope * weight * (q - p);
+        }
+    }
+    sum
+}
+
+/// The gradient, found together with the value.
+struct Kept<T>(Vec<T>);
+
+impl<T: WithDType> Slope<T> for Kept<T> {
+    fn gradient(&self, _: &Tensor, upstream: f64) -> Result<Vec<T>> {
+        let upstream = T::from_f64(upstream);
+        Ok(self.0.par_iter().map(|gradient| *gradient * upstream).collect())
+    }
 }
 
 /// The weight of each pixel, `[N,1,H,W]`, and the sum over counted ones, 1 where that is 0.

@@ -121,11 +121,12 @@ enum ModelsCommand {
 pub fn main() -> i32 {
     let arguments = Arguments::parse();
     start_log();
-    // Deep graphs are walked and dropped recursively; the main thread's stack is too small for a ResNet-101.
-    let worker = std::thread::Builder::new().name("dsd".to_string()).stack_size(256 << 20).spawn(|| run(arguments));
-    let outcome = match worker.map(std::thread::JoinHandle::join) {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => return 101,
+    let threads = match &arguments.command {
+        Command::Bench(arguments) => arguments.threads(),
+        _ => None,
+    };
+    let outcome = match pool(threads) {
+        Ok(pool) => pool.install(|| run(arguments)),
         Err(error) => Err(error.into()),
     };
     match outcome {
@@ -135,6 +136,20 @@ pub fn main() -> i32 {
             if matches!(error.downcast_ref::<Error>(), Some(Error::Interrupted { .. })) { 130 } else { 1 }
         }
     }
+}
+
+/// The threads that everything runs on. Work that starts on one of them goes on at once; from outside, each operation
+/// would be handed over to a thread that has to wake up first.
+///
+/// # Errors
+/// The system gives no threads.
+fn pool(threads: Option<usize>) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.unwrap_or(0)) // 0: RAYON_NUM_THREADS, or as many as there are cores
+        .thread_name(|index| format!("dsd-{index}"))
+        // Deep graphs are walked and dropped recursively; the usual stack is too small for a ResNet-101.
+        .stack_size(256 << 20)
+        .build()
 }
 
 /// An error with its causes in one line. Only the first line of each counts: with RUST_BACKTRACE set, the tensor library

@@ -19,8 +19,9 @@ fn keep_freed_memory() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-        // One arena more than the default main arena is enough for two loader threads; many arenas keep memory apart.
-        libc::mallopt(libc::M_ARENA_MAX, 4);
+        // The main arena alone: others hand what is freed at their ends back to the system, whatever the threshold.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
     }
 }
 

@@ -62,6 +62,7 @@ impl Stage<'_> {
                 _ => None,
             };
             let mode = Mode::Train { seed: self.recipe.seed, step: step * batches + part };
+            let tape = dsd_ops::Tape::start();
             let student = if self.role.recompute {
                 dsd_models::with_recomputed_blocks(|| trained.network.forward(&images, mode))?
             } else {
@@ -96,7 +97,7 @@ impl Stage<'_> {
                 shares = evaluation.shares;
             }
             if let Some(sum) = sum {
-                let found = dsd_ops::backward(&sum)?;
+                let found = tape.finish(&sum)?;
                 let norm = optimiser.gradient_norm(&found)?;
                 if !norm.is_finite() {
                     return Err(not_finite("gradient norm", norm, optimiser.not_finite(&found)?));

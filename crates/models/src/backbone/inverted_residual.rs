@@ -109,7 +109,7 @@ impl Block for InvertedResidual {
             y = layer.forward(&y)?;
         }
         y = self.project.forward(&y, mode)?; // [N,out,H',W']
-        Ok(if self.residual { (y + x)? } else { y })
+        Ok(if self.residual { dsd_ops::add(&y, x)? } else { y })
     }
 }
 

@@ -16,7 +16,6 @@
 //! | `1`, `2` | `bottleneck.conv`, `bottleneck.bn` |
 //! | `4` | the classifier, not part of the decoder |
 
-use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use dsd_ops::Activation;
 
@@ -99,7 +98,7 @@ impl Decoder for Aspp {
         let pooled = self.pooling.forward(&dsd_ops::adaptive_avg_pool2d(tensor, [1; 2])?, mode)?; // [N,head,1,1]
         // One value per channel: whichever way it is resized, it is repeated.
         parts.push(dsd_ops::resize_bilinear(&pooled, [height, width], false)?);
-        let projected = self.project.forward(&Tensor::cat(&parts, 1)?, mode)?; // [N,head,H,W]
+        let projected = self.project.forward(&dsd_ops::concat(&parts, 1)?, mode)?; // [N,head,H,W]
         let head = self.bottleneck.forward(&self.dropout.forward(&projected, mode)?, mode)?; // [N,head,H,W]
         Ok(Feature::new("head", *stride, head))
     }

@@ -12,7 +12,6 @@
 //!
 //! Logits, all gradients and running statistics agree with PyTorch in f64 (`tests/reference/networks.py`).
 
-use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use dsd_ops::Activation;
 
@@ -78,7 +77,7 @@ impl Decoder for PyramidPooling {
             let reduced = layer.forward(&pooled, mode)?; // [N,head,bins,bins]
             parts.push(dsd_ops::resize_bilinear(&reduced, [height, width], true)?);
         }
-        let merged = self.merge.forward(&Tensor::cat(&parts, 1)?, mode)?; // [N,head,H,W]
+        let merged = self.merge.forward(&dsd_ops::concat(&parts, 1)?, mode)?; // [N,head,H,W]
         Ok(Feature::new("head", *stride, self.dropout.forward(&merged, mode)?))
     }
 

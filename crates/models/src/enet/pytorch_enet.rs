@@ -84,7 +84,7 @@ impl PytorchEnet {
         let run = |blocks: &[Bottleneck], x: Tensor| blocks.iter().try_fold(x, |x, block| block.forward(&x, mode));
 
         let branches = [self.initial.forward(images)?, dsd_ops::max_pool2d(images, IMAGE_POOLING)?];
-        let initial = self.initial_norm.forward(&Tensor::cat(&branches, 1)?, mode)?; // [N,16,H/2,W/2]
+        let initial = self.initial_norm.forward(&dsd_ops::concat(&branches, 1)?, mode)?; // [N,16,H/2,W/2]
         let (x, pooled1) = self.down1.forward(&initial, mode)?;
         let stage1 = run(&self.stage1, x)?; // [N,64,H/4,W/4]
         let (x, pooled2) = self.down2.forward(&stage1, mode)?;
@@ -168,7 +168,7 @@ impl Addition {
     fn forward(&self, extension: &Tensor, main: &Tensor, mode: Mode) -> Result<Tensor> {
         let extension = self.dropout.forward(extension, mode)?;
         match &self.rectifier {
-            Rectifier::PRelu(prelu) => prelu.forward(&(extension + main)?),
+            Rectifier::PRelu(prelu) => prelu.forward(&dsd_ops::add(&extension, main)?),
             Rectifier::Relu => Ok(dsd_ops::add_relu(&extension, main)?),
         }
     }
@@ -231,7 +231,7 @@ impl Downsampling {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<(Tensor, Pooled)> {
         let (_, _, height, width) = x.dims4()?;
         let (main, indices) = dsd_ops::max_pool2d_with_indices(x, HALVING)?;
-        let main = main.pad_with_zeros(1, 0, self.extra_channels)?;
+        let main = dsd_ops::pad_end(&main, 1, self.extra_channels)?;
         let extension = self.middle.forward(&self.reduce.forward(x, mode)?, mode)?;
         let extension = self.expand.forward(&extension, mode)?;
         Ok((self.add.forward(&extension, &main, mode)?, Pooled { indices, size: [height, width] }))

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use dsd_ops::{
-    Activation, CrossEntropyOptions, RunningStatistics, adaptive_avg_pool2d, add_relu, batch_norm_eval,
-    batch_norm_prelu_eval, batch_norm_prelu_train, batch_norm_train, cross_entropy, dropout2d, hard_sigmoid,
-    hard_swish, log_softmax_channels, prelu, recompute, relu, relu6, scale_channels, sigmoid, softmax_channels,
+    Activation, CrossEntropyOptions, RunningStatistics, adaptive_avg_pool2d, add, add_relu, batch_norm_eval,
+    batch_norm_prelu_eval, batch_norm_prelu_train, batch_norm_train, concat, cross_entropy, dropout2d, first,
+    hard_sigmoid, hard_swish, log_softmax_channels, pad_end, prelu, recompute, relu, relu6, scale_channels, sigmoid,
+    softmax_channels,
 };
 use dsd_random::Stream;
 
@@ -160,6 +161,17 @@ fn activation_rows(table: &mut Table) {
     let part = x.affine(-0.4, 0.0).unwrap();
     table.situations("add_relu", &[x.clone(), part], |t| add_relu(&t[0], &t[1]));
     table.row("add_relu", "one tensor twice", from_ref(&x), |t| add_relu(&t[0], &t[0]));
+    let y = normal(70, &[2, 3, 4, 3]);
+    table.situations("add", &[x.clone(), y.clone()], |t| add(&t[0], &t[1]));
+    table.row("add", "one tensor twice", from_ref(&x), |t| add(&t[0], &t[0]));
+    for axis in 0..4 {
+        table.situations("concat", &[x.clone(), y.clone()], move |t| concat(&[&t[0], &t[1]], axis));
+        table.row("concat", format!("a part twice, axis {axis}"), &[x.clone(), y.clone()], move |t| {
+            concat(&[&t[0], &t[1], &t[0]], axis)
+        });
+        table.situations("pad_end", from_ref(&x), move |t| pad_end(&t[0], axis, 2));
+        table.situations("first", from_ref(&x), move |t| first(&t[0], axis, 1));
+    }
     table.situations("recompute", from_ref(&x), |t| {
         recompute(&t[0], Arc::new(|x| sigmoid(x).map_err(candle_core::Error::wrap)? * x))
     });

@@ -11,7 +11,7 @@ mod dice;
 mod focal;
 mod labels;
 mod lovasz_softmax;
-mod node;
+pub(crate) mod node;
 mod ohem;
 mod ssl;
 

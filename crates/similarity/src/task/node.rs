@@ -13,13 +13,13 @@ use crate::Result;
 const TILE: usize = 4096;
 
 /// How the gradient of a loss follows from what its forward pass kept.
-pub(super) trait Slope<T>: Send + Sync + 'static {
+pub(crate) trait Slope<T>: Send + Sync + 'static {
     /// `upstream` · ∂L/∂logits, row-major `[N,C,H,W]`.
     fn gradient(&self, logits: &Tensor, upstream: f64) -> Result<Vec<T>>;
 }
 
 /// The scalar `value` as a function of `logits`.
-pub(super) fn node<T: WithDType>(
+pub(crate) fn node<T: WithDType>(
     name: &'static str,
     logits: &Tensor,
     value: f64,
@@ -52,7 +52,7 @@ impl<T: WithDType, S: Slope<T>> CustomOp1 for Node<T, S> {
 }
 
 /// Calls `f` with the elements of a contiguous tensor.
-pub(super) fn with_values<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
+pub(crate) fn with_values<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(cpu) = &*storage else { bail!("task losses run on the CPU") };
     let Some((from, to)) = layout.contiguous_offsets() else { bail!("a task loss received a strided tensor") };
@@ -116,4 +116,4 @@ macro_rules! by_element {
         if $logits.dtype() == candle_core::DType::F32 { $function::<f32>($($arg),*) } else { $function::<f64>($($arg),*) }
     };
 }
-pub(super) use by_element;
+pub(crate) use by_element;

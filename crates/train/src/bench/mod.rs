@@ -55,6 +55,13 @@ pub struct BenchArguments {
     size: Option<Vec<u16>>,
 }
 
+impl BenchArguments {
+    /// As many threads as the peer has; `None` without one.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        self.peer.map(|_| THREADS)
+    }
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum PeerKind {
     Torch,
@@ -233,11 +240,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
     // The loader has a peer of its own.
     let others = arguments.groups.is_empty() || arguments.groups.iter().any(|name| name != "loader");
     let peer = match arguments.peer {
-        Some(PeerKind::Torch) if others => {
-            let peer = Peer::start(THREADS)?;
-            rayon::ThreadPoolBuilder::new().num_threads(THREADS).build_global()?;
-            Some(peer)
-        }
+        Some(PeerKind::Torch) if others => Some(Peer::start(THREADS)?),
         _ => None,
     };
     let size = arguments.size.as_ref().map(|size| [usize::from(size[0]), usize::from(size[1])]);

@@ -90,12 +90,13 @@ pub(super) fn step(bench: &mut Bench) -> Result<()> {
         let at = Progress { seed: 1, step: 0, steps: 1 };
         bench.case(Case { resident, ..Case::new(&case, peer) }, || {
             let teacher = teacher.as_ref().map(|(teacher, _)| teacher.forward(&images, Mode::Eval)).transpose()?;
+            let tape = dsd_ops::Tape::start();
             let output = student.forward(&images, Mode::Train { seed: 1, step: 0 })?;
             let mut total = Tensor::zeros((), DType::F32, &Device::Cpu)?;
             for term in objective.evaluate(at, &output, teacher.as_ref(), &labels, &[])?.terms {
                 total = (total + (term.loss * term.weight)?)?;
             }
-            optimiser.step(&total.backward()?, RATE)?;
+            optimiser.step(&tape.finish(&total)?, RATE)?;
             Ok(Some(scalar(&total)?))
         })?;
     }

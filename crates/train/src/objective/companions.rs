@@ -163,7 +163,7 @@ impl Companions {
             let real = opponent.critic.forward(&seen(&teacher.logits.detach())?, at.mode())?;
             let made = opponent.critic.forward(&seen(&logits)?, at.mode())?;
             let loss = similarity::adversarial_critic(&real, &made, opponent.settings.form)?;
-            opponent.optimiser.step(&loss.backward()?, opponent.settings.critic_learning_rate)?;
+            opponent.optimiser.step(&dsd_ops::backward(&loss)?, opponent.settings.critic_learning_rate)?;
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ impl Objective {
                 self.terms(at, &output, teacher, labels)?
                     .iter()
                     .map(|term| {
-                        let gradients = term.loss.backward()?;
+                        let gradients = backward(&term.loss)?;
                         gradient_norm(leaves.iter().filter_map(|leaf| gradients.get(leaf)))
                     })
                     .collect()

@@ -25,22 +25,25 @@ pub use term::{Term, TermSchedule};
 /// The version of the recipe format that this program writes and reads.
 pub const VERSION: u32 = 1;
 
-/// A comparison on CamVid with what all of them share.
+/// A comparison on CamVid with what several of them share.
 macro_rules! on_camvid {
     ($name:literal) => {
+        on_camvid!($name, "camvid")
+    };
+    ($name:literal, $shared:literal) => {
         (
             $name,
             concat!(
                 include_str!(concat!("../../recipes/compare/", $name, ".toml")),
                 "\n",
-                include_str!("../../recipes/compare/camvid.toml")
+                include_str!(concat!("../../recipes/compare/", $shared, ".toml"))
             ),
         )
     };
 }
 
 /// The recipes inside the program: name and text.
-pub const SHIPPED: [(&str, &str); 12] = [
+pub const SHIPPED: [(&str, &str); 14] = [
     ("quick", include_str!("../../recipes/quick.toml")),
     ("smoke", include_str!("../../recipes/smoke.toml")),
     ("camvid", include_str!("../../recipes/camvid.toml")),
@@ -48,6 +51,8 @@ pub const SHIPPED: [(&str, &str); 12] = [
     ("camvid-teacher", include_str!("../../recipes/camvid-teacher.toml")),
     ("compare-quick", include_str!("../../recipes/compare/compare-quick.toml")),
     on_camvid!("compare-camvid"),
+    on_camvid!("compare-camvid-enet", "camvid-small-crops"),
+    on_camvid!("compare-camvid-mobilenet", "camvid-small-crops"),
     on_camvid!("ablation-terms"),
     on_camvid!("ablation-pairs"),
     on_camvid!("ablation-layers"),

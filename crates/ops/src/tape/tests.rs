@@ -1,0 +1,73 @@
+use candle_core::Device;
+
+use super::*;
+use crate::{add, concat, relu, sigmoid};
+
+fn variable(values: &[f32]) -> Var {
+    Var::from_tensor(&Tensor::from_slice(values, (1, 1, 1, values.len()), &Device::Cpu).unwrap()).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// How many nodes the tape of this thread has.
+fn nodes() -> usize {
+    CURRENT.with_borrow(|record| record.as_ref().map_or(0, |record| record.nodes.len()))
+}
+
+/// Two branches that meet twice, a variable used in both, and a part of candle's own in the middle.
+fn network(x: &Var, w: &Var, candle_between: bool) -> Tensor {
+    let a = add(x.as_tensor(), w.as_tensor()).unwrap();
+    let b = relu(&a).unwrap();
+    let b = if candle_between { (b * 2.0).unwrap() } else { add(&b, &b).unwrap() };
+    let c = sigmoid(&add(&b, w.as_tensor()).unwrap()).unwrap();
+    concat(&[&add(&a, &c).unwrap(), &b], 3).unwrap().sqr().unwrap().sum_all().unwrap()
+}
+
+#[test]
+fn gradients_are_those_of_candles_graph() {
+    let (x, w) = (variable(&[-1.0, 0.5, 2.0]), variable(&[0.25, -3.0, 1.0]));
+    let expected = network(&x, &w, false).backward().unwrap();
+    for candle_between in [false, true] {
+        let tape = Tape::start();
+        let loss = network(&x, &w, candle_between);
+        assert_eq!(nodes(), if candle_between { 2 } else { 7 }, "what follows candle's own operation is candle's");
+        // More than once, and a last time that takes the tape away.
+        for found in [backward(&loss).unwrap(), backward(&loss).unwrap(), tape.finish(&loss).unwrap()] {
+            for variable in [&x, &w] {
+                let (expected, found) = (values(expected.get(variable).unwrap()), values(found.get(variable).unwrap()));
+                assert!(expected.iter().zip(&found).all(|(a, b)| (a - b).abs() < 1e-5), "{expected:?} {found:?}");
+            }
+        }
+    }
+    assert_eq!(nodes(), 0);
+}
+
+#[test]
+fn no_gradient_is_lost_in_silence() {
+    let x = variable(&[1.0, 2.0]);
+    let tape = Tape::start();
+    let loss = relu(x.as_tensor()).unwrap().sum_all().unwrap();
+    let message = |error: String| assert!(error.contains("dsd_ops::backward"), "{error}");
+    message(loss.backward().unwrap_err().to_string());
+    assert!(backward(&loss).is_ok());
+    {
+        let _inner = Tape::start();
+        message(backward(&loss).unwrap_err().to_string());
+    }
+    assert!(backward(&loss).is_ok(), "the outer tape listens again");
+    drop(tape);
+    message(backward(&loss).unwrap_err().to_string());
+}
+
+#[test]
+fn what_needs_no_gradient_is_not_recorded() {
+    let x = Tensor::ones((1, 1, 2, 2), DType::F32, &Device::Cpu).unwrap();
+    let tape = Tape::start();
+    assert!(!relu(&x).unwrap().track_op());
+    assert_eq!(nodes(), 0);
+    drop(tape);
+    let x = variable(&[1.0]);
+    assert_eq!(values(backward(&relu(&x).unwrap().sum_all().unwrap()).unwrap().get(&x).unwrap()), [1.0]);
+}
