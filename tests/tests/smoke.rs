@@ -21,7 +21,7 @@ fn recipe(run: &Path) -> Recipe {
 /// The validation images of a `streets` run.
 fn validation(recipe: &Recipe) -> std::sync::Arc<dyn Dataset> {
     let (count, size) = (recipe.data.val_count.unwrap(), recipe.data.size.unwrap());
-    let options = OpenOptions { seed: recipe.seed, count, size, ..OpenOptions::default() };
+    let options = OpenOptions { seed: recipe.seed, count, size: Some(size), ..OpenOptions::default() };
     dsd_data::open("streets", None, "val", &options).unwrap()
 }
 

@@ -43,6 +43,13 @@ const STILL: [&str; 4] = [
     "distillation=[]",
 ];
 
+/// The baseline's total at each logged step.
+fn losses(run: &Path) -> Vec<f64> {
+    let log = fs::read_to_string(run.join("log.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter(|line| line["role"] == "baseline").filter_map(|line| line["total"].as_f64()).collect()
+}
+
 #[test]
 fn a_step_of_two_batches_has_the_mean_of_their_losses_and_gradients() {
     let folder = tempfile::tempdir().unwrap();
@@ -55,11 +62,6 @@ fn a_step_of_two_batches_has_the_mean_of_their_losses_and_gradients() {
     // (g₁ + g₂) / 2 = v₁ / 2 + (v₂ − v₁ / 2) / 2.
     assert_combined(&velocity(&double, 1), (0.25, &first), (0.5, &second));
 
-    let losses = |run: &Path| -> Vec<f64> {
-        let log = fs::read_to_string(run.join("log.jsonl")).unwrap();
-        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines.filter(|line| line["role"] == "baseline").filter_map(|line| line["total"].as_f64()).collect()
-    };
     let (two, one) = (losses(&single), losses(&double));
     assert_eq!((two.len(), one.len()), (2, 1));
     assert!((one[0] - (two[0] + two[1]) / 2.0).abs() <= 1e-6 * one[0], "{one:?} instead of the mean of {two:?}");
@@ -132,4 +134,17 @@ fn measuring_shares_of_the_gradient_changes_no_weight() {
         let measured = |run: &Path| String::from_utf8(read(run, "log.jsonl")).unwrap().contains("\"shares\"");
         assert_eq!((measured(&never), measured(&always)), (false, true), "terms {terms:?}");
     }
+}
+
+#[test]
+fn exact_convolutions_round_otherwise_and_mean_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let [fast, exact] = ["fast", "exact"].map(|name| folder.path().join(name));
+    succeed(&mut train(&fast, &[&TINY, &STILL]));
+    succeed(&mut train(&exact, &[&TINY, &STILL, &["run.exact=true"]]));
+    let [of_fast, of_exact] = [&fast, &exact].map(|run| losses(run));
+    assert!(!of_fast.is_empty() && of_fast.len() == of_exact.len());
+    assert!(of_fast.iter().zip(&of_exact).all(|(a, b)| (a - b).abs() <= 1e-4 * b), "{of_fast:?} {of_exact:?}");
+    let [fast, exact] = [&fast, &exact].map(|run| saved(run, "baseline", 1).section("optimiser").unwrap().clone());
+    assert!(fast.iter().any(|(name, tensor)| values(tensor) != values(&exact[name])), "the switch does nothing");
 }

@@ -16,14 +16,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seed: u64 = arguments.next().map_or(Ok(0), |text| text.parse())?;
     let width: usize = arguments.next().map_or(Ok(240), |text| text.parse())?;
     std::fs::create_dir_all(&out)?;
-    let options = OpenOptions {
-        seed,
-        count: (sheets * COLUMNS * ROWS).max(200),
-        size: [width * 3 / 4, width],
-        ..OpenOptions::default()
-    };
+    let height = width * 3 / 4;
+    let count = (sheets * COLUMNS * ROWS).max(200);
+    let options = OpenOptions { seed, count, size: Some([height, width]), ..OpenOptions::default() };
     let dataset = open("streets", None, "train", &options)?;
-    let [height, width] = options.size;
 
     for sheet in 0..sheets {
         let (mut pictures, mut labels) = (blank(width, height), blank(width, height));

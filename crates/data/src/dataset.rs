@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::label_code::LabelCode;
 use crate::pattern::IMAGE_EXTENSIONS;
 use crate::streets::{Streets, StreetsConfig};
-use crate::{Classes, Error, Folder, LabelMap, Published, Result, RgbImage, manifests, read_image};
+use crate::{Classes, Error, Folder, LabelMap, Published, Resized, Result, RgbImage, manifests, read_image};
 
 /// One image with its labels, of the same size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,16 +49,17 @@ pub struct OpenOptions {
     pub seed: u64,
     /// `streets`: number of images.
     pub count: usize,
-    /// `streets`: [height, width] in pixels.
-    pub size: [usize; 2],
+    /// [height, width] in pixels that samples are brought to ([`Resized`]); `streets` are drawn in it. `None`: that of the
+    /// files; `streets`: [180, 240].
+    pub size: Option<[usize; 2]>,
     /// `folder` without lists or split folders: the share of pairs that belongs to `val`, 0 to 1 exclusive.
     pub validation_fraction: f64,
 }
 
 impl Default for OpenOptions {
-    /// Seed 0, 240 scenes of 240×180 pixels, a fifth for validation.
+    /// Seed 0, 240 scenes, sizes as they are, a fifth for validation.
     fn default() -> Self {
-        Self { seed: 0, count: 240, size: [180, 240], validation_fraction: 0.2 }
+        Self { seed: 0, count: 240, size: None, validation_fraction: 0.2 }
     }
 }
 
@@ -70,10 +71,11 @@ impl Default for OpenOptions {
 /// fit the layout, naming the culprit and the fix.
 pub fn open(kind: &str, root: Option<&Path>, split: &str, options: &OpenOptions) -> Result<Arc<dyn Dataset>> {
     let rooted = || root.ok_or_else(|| Error::param("root", format!("dataset {kind:?} needs the folder it lies in")));
-    Ok(match kind {
+    let dataset: Arc<dyn Dataset> = match kind {
         "streets" => {
-            let [height, width] = options.size;
-            Arc::new(Streets::new(StreetsConfig { seed: options.seed, count: options.count, width, height }, split)?)
+            let [height, width] = options.size.unwrap_or([180, 240]);
+            let config = StreetsConfig { seed: options.seed, count: options.count, width, height };
+            return Ok(Arc::new(Streets::new(config, split)?));
         }
         "folder" => Arc::new(Folder::open(rooted()?, split, options.seed, options.validation_fraction)?),
         other => {
@@ -88,6 +90,10 @@ pub fn open(kind: &str, root: Option<&Path>, split: &str, options: &OpenOptions)
             }
             Arc::new(Published::open(other, rooted()?, split)?)
         }
+    };
+    Ok(match options.size {
+        Some(size) => Arc::new(Resized::new(dataset, size)?),
+        None => dataset,
     })
 }
 

@@ -10,7 +10,7 @@
 //! use dsd_data::{Augmentation, Loader, LoaderOptions, Normalisation, OpenOptions, open};
 //! use std::sync::Arc;
 //!
-//! let options = OpenOptions { count: 8, size: [48, 64], ..OpenOptions::default() };
+//! let options = OpenOptions { count: 8, size: Some([48, 64]), ..OpenOptions::default() };
 //! let dataset = open("streets", None, "train", &options)?;
 //! let augmentation = Arc::new(Augmentation::none([48, 64], Normalisation::IMAGENET));
 //! let mut loader = Loader::new(dataset, augmentation, LoaderOptions { batch_size: 2, ..LoaderOptions::default() })?;
@@ -42,6 +42,7 @@ mod mat;
 mod pattern;
 mod pixels;
 mod published;
+mod resized;
 mod sbd;
 pub mod streets;
 
@@ -65,4 +66,5 @@ pub use manifest::{
 pub use masks::convert_masks;
 pub use pixels::{IGNORE, LabelMap, RgbImage, overlay};
 pub use published::Published;
+pub use resized::Resized;
 pub use sbd::add_sbd;

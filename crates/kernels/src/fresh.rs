@@ -2,6 +2,24 @@
 
 use std::mem::MaybeUninit;
 
+use rayon::prelude::*;
+
+use crate::Float;
+
+/// Elements that one task clears.
+const CHUNK: usize = 1 << 16;
+
+/// `len` zeros, written by all threads of the pool: one alone is slower than the kernel that follows.
+#[must_use]
+pub fn zeros<T: Float>(len: usize) -> Vec<T> {
+    let clear = |slots: &mut [MaybeUninit<T>]| slots.fill(MaybeUninit::new(T::ZERO));
+    #[allow(unsafe_code, reason = "zeros are all that is written")]
+    // SAFETY: the chunks cover the vector, and every element of a chunk is written.
+    unsafe {
+        written(len, |slots| slots.par_chunks_mut(CHUNK).for_each(clear)).0
+    }
+}
+
 /// A vector of `len` elements that `fill` writes, and what `fill` returns.
 ///
 /// # Safety

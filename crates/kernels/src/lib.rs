@@ -15,6 +15,7 @@ mod error;
 mod float;
 pub(crate) mod fresh;
 pub mod gemm;
+pub mod join;
 pub mod max_pool2d;
 pub mod optimiser;
 pub(crate) mod parallel;
@@ -24,3 +25,4 @@ pub(crate) mod simd;
 
 pub use error::{Error, Result};
 pub use float::Float;
+pub use fresh::zeros;

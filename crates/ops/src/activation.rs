@@ -178,14 +178,14 @@ struct Pointwise {
 impl Pointwise {
     fn forward<T: WithDType + Element>(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = storage::slice::<T>(s, l)?;
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = dsd_kernels::zeros(x.len());
         kernels::forward(self.activation, x, &mut y).map_err(Error::from)?;
         Ok(storage::tensor(y, l.shape()))
     }
 
     fn backward<T: WithDType + Element>(&self, [x, y, g]: [&Tensor; 3]) -> candle_core::Result<Tensor> {
         let dx = with_slices::<T, _, _>([x, y, g], |[x, y, g]| {
-            let mut dx = vec![T::ZERO; y.len()];
+            let mut dx = dsd_kernels::zeros(y.len());
             kernels::backward(self.activation, x, y, g, &mut dx)?;
             Ok(dx)
         })?;
@@ -217,7 +217,7 @@ impl Prelu {
         (weight, weight_layout): (&CpuStorage, &Layout),
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, weight) = (storage::slice::<T>(s, l)?, storage::slice::<T>(weight, weight_layout)?);
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = dsd_kernels::zeros(x.len());
         kernels::prelu_forward(planes_of(l.shape()), x, weight, &mut y).map_err(Error::from)?;
         Ok(storage::tensor(y, l.shape()))
     }
@@ -229,7 +229,7 @@ impl Prelu {
         g: &Tensor,
     ) -> candle_core::Result<(Tensor, Tensor)> {
         let (dx, dweight) = with_slices::<T, _, _>([x, weight, g], |[elements, weight, g]| {
-            let (mut dx, mut dweight) = (vec![T::ZERO; elements.len()], vec![T::ZERO; weight.len()]);
+            let (mut dx, mut dweight) = (dsd_kernels::zeros(elements.len()), vec![T::ZERO; weight.len()]);
             kernels::prelu_backward(planes_of(x.shape()), elements, weight, g, &mut dx, &mut dweight)?;
             Ok((dx, dweight))
         })?;
@@ -273,14 +273,14 @@ struct Channelwise {
 impl Channelwise {
     fn forward<T: WithDType + Element>(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = storage::slice::<T>(s, l)?;
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = dsd_kernels::zeros(x.len());
         kernels::softmax_forward(self.kind, planes_of(l.shape()), x, &mut y).map_err(Error::from)?;
         Ok(storage::tensor(y, l.shape()))
     }
 
     fn backward<T: WithDType + Element>(&self, y: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
         let dx = with_slices::<T, _, _>([y, g], |[elements, g]| {
-            let mut dx = vec![T::ZERO; elements.len()];
+            let mut dx = dsd_kernels::zeros(elements.len());
             kernels::softmax_backward(self.kind, planes_of(y.shape()), elements, g, &mut dx)?;
             Ok(dx)
         })?;

@@ -42,14 +42,14 @@ impl AddRelu {
         (b, b_layout): (&CpuStorage, &Layout),
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (a, b) = (slice::<T>(a, layout)?, slice::<T>(b, b_layout)?);
-        let mut y = vec![T::ZERO; a.len()];
+        let mut y = dsd_kernels::zeros(a.len());
         kernels::add_relu(a, b, &mut y).map_err(Error::from)?;
         Ok(tensor(y, layout.shape()))
     }
 
     fn backward<T: WithDType + Element>(&self, y: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
         let gradient = with_slices::<T, _, _>([y, g], |[elements, g]| {
-            let mut gradient = vec![T::ZERO; elements.len()];
+            let mut gradient = dsd_kernels::zeros(elements.len());
             // The derivative of a ReLU is the same at its value as at its argument.
             kernels::backward(Activation::Relu, elements, elements, g, &mut gradient)?;
             Ok(gradient)

@@ -106,7 +106,7 @@ impl CrossEntropy {
     fn backward<T: Saved>(&self, logits: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
         let Some(forward) = T::saved(self).get() else { bail!("cross_entropy: backward before forward") };
         let g = dsd_kernels::Float::to_f64(g.to_scalar::<T>()?);
-        let mut gradient = vec![T::ZERO; logits.elem_count()];
+        let mut gradient = dsd_kernels::zeros(logits.elem_count());
         with_slices([&self.labels], |[labels]| {
             with_slices::<T, _, _>([logits], |[logits]| {
                 Ok(kernels::backward(self.sizes, logits, labels, self.weighting(), forward, g, &mut gradient)?)

@@ -3,10 +3,11 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType};
 use dsd_kernels::Float;
+use dsd_kernels::join::drop_planes_vec;
 use dsd_random::Stream;
 
 use crate::storage::by_dtype;
-use crate::{Result, check, storage, tape};
+use crate::{Error, Result, check, storage, tape};
 
 /// Sets whole planes (n, c) to 0 with the given probability and multiplies the others by 1 / (1 − probability).
 ///
@@ -43,16 +44,7 @@ struct DropPlanes {
 impl DropPlanes {
     fn run<T: WithDType + Float>(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = storage::slice::<T>(s, l)?;
-        let factor = <T as Float>::from_f64(self.factor);
-        let mut y = Vec::with_capacity(x.len());
-        let pixels = x.len() / self.kept.len();
-        for (plane, kept) in x.chunks(pixels).zip(&self.kept) {
-            if *kept {
-                y.extend(plane.iter().map(|x| *x * factor));
-            } else {
-                y.resize(y.len() + pixels, T::ZERO);
-            }
-        }
+        let y = drop_planes_vec(x, &self.kept, <T as Float>::from_f64(self.factor)).map_err(Error::from)?;
         Ok(storage::tensor(y, l.shape()))
     }
 }

@@ -1,8 +1,9 @@
 //! Tensors brought together and taken apart: sum, concatenation, and the first part of an axis.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Storage, Tensor, WithDType, bail};
 use dsd_kernels::activation::{self as kernels, Element};
+use dsd_kernels::join;
 
 use crate::storage::{by_dtype, from_elements, slice, tensor, with_slices};
 use crate::tape::{self, ManyInputs};
@@ -116,21 +117,31 @@ struct Concat {
 }
 
 impl Concat {
-    fn join<T: WithDType>(&self, parts: &[&Tensor]) -> candle_core::Result<(CpuStorage, Shape)> {
+    /// How many rows every part has: the product of the axes before this one.
+    fn rows(&self, dims: &[usize]) -> usize {
+        dims[..self.axis].iter().product()
+    }
+
+    fn join<T: WithDType + Element>(&self, parts: &[&Tensor]) -> candle_core::Result<(CpuStorage, Shape)> {
         let mut dims = parts[0].dims().to_vec();
-        let rows: usize = dims[..self.axis].iter().product();
+        let rows = self.rows(&dims);
         dims[self.axis] = parts.iter().map(|part| part.dims()[self.axis]).sum();
-        let mut joined = Vec::with_capacity(dims.iter().product());
-        for row in 0..rows {
-            for part in parts {
-                let length = part.elem_count() / rows;
-                with_slices::<T, _, _>([part], |[values]| {
-                    joined.extend_from_slice(&values[row * length..(row + 1) * length]);
-                    Ok(())
-                })?;
-            }
+        let guards: Vec<_> = parts.iter().map(|part| part.storage_and_layout()).collect();
+        let mut slices = Vec::with_capacity(parts.len());
+        for (guard, layout) in &guards {
+            let Storage::Cpu(cpu) = &**guard else { bail!("concat: a part is not on the CPU") };
+            slices.push((slice::<T>(cpu, layout)?, layout.dims()[self.axis..].iter().product()));
         }
-        Ok(tensor(joined, dims))
+        Ok(tensor(join::concat_vec(rows, &slices).map_err(Error::from)?, dims))
+    }
+
+    fn part<T: WithDType + Element>(&self, part: &Tensor, g: &Tensor, from: usize) -> candle_core::Result<Tensor> {
+        let dims = part.dims();
+        let behind: usize = dims[self.axis + 1..].iter().product();
+        let own = with_slices::<T, _, _>([g], |[g]| {
+            Ok(join::part_vec(self.rows(dims), g, from * behind, dims[self.axis] * behind)?)
+        })?;
+        from_elements(own, part.shape())
     }
 }
 
@@ -140,13 +151,12 @@ impl ManyInputs for Concat {
     }
 
     fn backward(&self, parts: &[Tensor], g: &Tensor) -> candle_core::Result<Vec<Option<Tensor>>> {
-        let mut from = 0;
+        let (g, mut from) = (g.contiguous()?, 0);
         let mut gradients = Vec::with_capacity(parts.len());
         for part in parts {
-            let length = part.dims()[self.axis];
-            let own = || g.narrow(self.axis, from, length)?.contiguous();
+            let own = || by_dtype!("concat", part.dtype(), self.part(part, &g, from));
             gradients.push(part.track_op().then(own).transpose()?);
-            from += length;
+            from += part.dims()[self.axis];
         }
         Ok(gradients)
     }

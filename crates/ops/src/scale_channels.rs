@@ -46,7 +46,7 @@ impl ScaleChannels {
         (scale, scale_layout): (&CpuStorage, &Layout),
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, scale) = (slice::<T>(x, layout)?, slice::<T>(scale, scale_layout)?);
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = dsd_kernels::zeros(x.len());
         kernels::forward(planes_of(layout.shape()), x, scale, &mut y).map_err(Error::from)?;
         Ok(tensor(y, layout.shape()))
     }
@@ -57,7 +57,7 @@ impl ScaleChannels {
         [x, scale, g]: [&Tensor; 3],
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let sizes = planes_of(x.shape());
-        let mut dx = x.track_op().then(|| vec![T::ZERO; x.elem_count()]);
+        let mut dx = x.track_op().then(|| dsd_kernels::zeros(x.elem_count()));
         let mut dscale = scale.track_op().then(|| vec![T::ZERO; scale.elem_count()]);
         with_slices::<T, _, _>([x, scale, g], |[x, scale, g]| {
             if let Some(dx) = &mut dx {

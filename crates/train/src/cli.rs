@@ -60,9 +60,9 @@ enum Command {
         /// streets: number of images.
         #[arg(long, default_value_t = 40)]
         count: usize,
-        /// streets: height and width of an image.
-        #[arg(long, num_args = 2, default_values_t = [180, 240], value_names = ["HEIGHT", "WIDTH"])]
-        size: Vec<usize>,
+        /// Height and width that images and labels are brought to [default: those of the files; of streets 180 240].
+        #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"])]
+        size: Option<Vec<usize>>,
         /// Images at once.
         #[arg(long, default_value_t = 4)]
         batch_size: usize,
@@ -190,7 +190,8 @@ fn run(arguments: Arguments) -> Result<()> {
             print_outcome(&folder)
         }
         Command::Eval { model, dataset, root, split, seed, count, size, batch_size, json } => {
-            let size: [usize; 2] = size.try_into().map_err(|_| anyhow::anyhow!("--size: expected HEIGHT WIDTH"))?;
+            let size = size.map(<[usize; 2]>::try_from).transpose();
+            let size = size.map_err(|_| anyhow::anyhow!("--size: expected HEIGHT WIDTH"))?;
             let options = OpenOptions { seed, count, size, ..OpenOptions::default() };
             let dataset = dsd_data::open(&dataset, root.as_deref(), &split, &options)?;
             eval(&model, dataset.as_ref(), batch_size, json)

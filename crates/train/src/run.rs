@@ -100,6 +100,7 @@ impl<'a> Run<'a> {
         let adaptors = rehearse(recipe, num_classes, objectives)?;
         make_folder(&folder)?;
         let lock = lock(&folder)?;
+        dsd_kernels::conv2d::set_exact(recipe.run.exact);
         sweep(&folder, &recipe.places())?;
         keep_recipe(recipe, &folder)?;
         keep_environment(&folder)?;

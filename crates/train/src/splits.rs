@@ -12,12 +12,9 @@ use crate::{Error, Result};
 /// # Errors
 /// The data crate's, naming what is missing.
 pub fn open(data: &Data, split: &str, seed: u64, count: Option<usize>) -> Result<Arc<dyn Dataset>> {
-    let mut options = OpenOptions { seed, ..OpenOptions::default() };
+    let mut options = OpenOptions { seed, size: data.size, ..OpenOptions::default() };
     if let Some(count) = count {
         options.count = count;
-    }
-    if let Some(size) = data.size {
-        options.size = size;
     }
     let dataset = dsd_data::open(&data.dataset, data.root.as_deref(), split, &options)?;
     if dataset.is_empty() {

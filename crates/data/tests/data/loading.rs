@@ -11,7 +11,7 @@ use dsd_data::{
 use crate::message;
 
 fn streets(count: usize) -> Arc<dyn Dataset> {
-    open("streets", None, "train", &OpenOptions { seed: 5, count, size: [24, 32], ..OpenOptions::default() })
+    open("streets", None, "train", &OpenOptions { seed: 5, count, size: Some([24, 32]), ..OpenOptions::default() })
         .expect("opens")
 }
 

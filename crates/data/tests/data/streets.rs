@@ -6,7 +6,7 @@ use crate::message;
 
 #[test]
 fn scenes_are_a_function_of_seed_split_and_index() {
-    let options = OpenOptions { seed: 3, count: 6, size: [60, 80], ..OpenOptions::default() };
+    let options = OpenOptions { seed: 3, count: 6, size: Some([60, 80]), ..OpenOptions::default() };
     let open_split =
         |split: &str, seed| open("streets", None, split, &OpenOptions { seed, ..options.clone() }).expect("opens");
     let (first, second) = (open_split("train", 3), open_split("train", 3));
@@ -56,12 +56,12 @@ fn class_shares_resemble_camvids() {
 #[test]
 fn odd_sizes_work_and_impossible_ones_are_refused() {
     for size in [[16, 16], [17, 33], [97, 31]] {
-        let options = OpenOptions { size, count: 4, ..OpenOptions::default() };
+        let options = OpenOptions { size: Some(size), count: 4, ..OpenOptions::default() };
         let dataset = open("streets", None, "val", &options).expect("opens");
         let sample = dataset.sample(3).expect("generates");
         assert_eq!([sample.labels.height, sample.labels.width], size);
     }
     let refused = |options: OpenOptions| message(open("streets", None, "train", &options).map(|_| ()));
-    assert!(refused(OpenOptions { size: [0, 10], ..OpenOptions::default() }).starts_with("size"));
+    assert!(refused(OpenOptions { size: Some([0, 10]), ..OpenOptions::default() }).starts_with("size"));
     assert!(refused(OpenOptions { count: 0, ..OpenOptions::default() }).starts_with("count"));
 }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient, winograd};
-use crate::fresh::{uninit, written};
+use crate::fresh::{uninit, written, zeros};
 use crate::gemm::Simd;
 use crate::{Float, Result};
 
@@ -89,7 +89,7 @@ impl Passes for f32 {
             // every row of every plane.
             Algorithm::Gemm | Algorithm::Depthwise => Ok(unsafe { written(shape.output_len(), fill) }.0),
             algorithm => {
-                let mut y = vec![0.0; shape.output_len()];
+                let mut y = zeros(shape.output_len());
                 Self::forward(algorithm, shape, x, weight, bias, &mut y)?;
                 Ok(y)
             }
@@ -106,7 +106,7 @@ impl Passes for f32 {
             // SAFETY: the remainder classes cover all pixels of every plane, taps or no taps.
             Algorithm::Gemm | Algorithm::Depthwise => Ok(unsafe { written(shape.input_len(), fill) }.0),
             algorithm => {
-                let mut grad_x = vec![0.0; shape.input_len()];
+                let mut grad_x = zeros(shape.input_len());
                 Self::backward_input(algorithm, shape, weight, grad_y, &mut grad_x)?;
                 Ok(grad_x)
             }

@@ -131,7 +131,7 @@ fn camvid(root: &Path, folder: &Path) -> Result<Files> {
 
 /// Generated scenes as PNG files of the case's size.
 fn made(case: &Case, folder: &Path) -> Result<Files> {
-    let options = OpenOptions { count: MADE, size: case.size, ..OpenOptions::default() };
+    let options = OpenOptions { count: MADE, size: Some(case.size), ..OpenOptions::default() };
     let scenes = open("streets", None, "train", &options)?;
     let (list, mut text, mut stems) = (folder.join("pairs.tsv"), String::new(), String::new());
     for name in ["images", "labels"] {

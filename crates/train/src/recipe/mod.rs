@@ -51,8 +51,8 @@ pub const SHIPPED: [(&str, &str); 14] = [
     ("camvid-teacher", include_str!("../../recipes/camvid-teacher.toml")),
     ("compare-quick", include_str!("../../recipes/compare/compare-quick.toml")),
     on_camvid!("compare-camvid"),
-    on_camvid!("compare-camvid-enet", "camvid-small-crops"),
-    on_camvid!("compare-camvid-mobilenet", "camvid-small-crops"),
+    on_camvid!("compare-camvid-enet", "camvid-half"),
+    on_camvid!("compare-camvid-mobilenet", "camvid-half"),
     on_camvid!("ablation-terms"),
     on_camvid!("ablation-pairs"),
     on_camvid!("ablation-layers"),
@@ -148,7 +148,7 @@ pub struct Data {
     /// `streets` only: number of validation images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_count: Option<usize>,
-    /// `streets` only: height and width of an image, in pixels.
+    /// Height and width that images and labels are brought to, in pixels; of `streets`, that scenes are drawn in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<[usize; 2]>,
 }
@@ -409,6 +409,8 @@ pub struct RunOptions {
     pub pictures: usize,
     /// What a step does in which a loss or a gradient is not finite.
     pub on_not_finite: OnNotFinite,
+    /// Convolutions are summed directly, never by Winograd's algorithm: smaller rounding errors, more time.
+    pub exact: bool,
 }
 
 /// What a step does in which a loss or a gradient is not finite. Either way it is named with the first layer.
@@ -431,6 +433,7 @@ impl Default for RunOptions {
             prefetch: 4,
             pictures: 6,
             on_not_finite: OnNotFinite::Stop,
+            exact: false,
         }
     }
 }
