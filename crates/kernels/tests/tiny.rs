@@ -29,24 +29,24 @@ fn assert_close(found: &[f32], expected: &[f64], what: &str) {
 }
 
 /// One image in groups, strides, dilations; enough channels for Winograd's blocks of 16 with a rest.
-fn shapes() -> [(Conv2dShape, &'static [Algorithm]); 5] {
-    let shape = |input, out_channels, kernel| Conv2dShape::new(input, out_channels, kernel).unwrap();
-    let three = Conv2dShape { padding: [1, 1], ..shape([1, 9, 5, 6], 10, [3, 3]) };
-    [
+fn shapes() -> dsd_kernels::Result<[(Conv2dShape, &'static [Algorithm]); 5]> {
+    let shape = Conv2dShape::new;
+    let three = Conv2dShape { padding: [1, 1], ..shape([1, 9, 5, 6], 10, [3, 3])? };
+    Ok([
         (three, &[Algorithm::Gemm, Algorithm::Winograd]),
         (Conv2dShape { padding: [2, 2], dilation: [2, 2], ..three }, &[Algorithm::Gemm, Algorithm::Winograd]),
-        (Conv2dShape { stride: [2, 2], padding: [1, 1], ..shape([2, 3, 5, 4], 4, [3, 3]) }, &[Algorithm::Gemm]),
-        (shape([2, 4, 3, 3], 5, [1, 1]), &[Algorithm::Gemm]),
+        (Conv2dShape { stride: [2, 2], padding: [1, 1], ..shape([2, 3, 5, 4], 4, [3, 3])? }, &[Algorithm::Gemm]),
+        (shape([2, 4, 3, 3], 5, [1, 1])?, &[Algorithm::Gemm]),
         (
-            Conv2dShape { padding: [1, 1], stride: [1, 2], groups: 3, ..shape([1, 3, 4, 5], 3, [3, 3]) },
+            Conv2dShape { padding: [1, 1], stride: [1, 2], groups: 3, ..shape([1, 3, 4, 5], 3, [3, 3])? },
             &[Algorithm::Gemm, Algorithm::Depthwise],
         ),
-    ]
+    ])
 }
 
 #[test]
 fn convolutions() {
-    for (shape, algorithms) in shapes() {
+    for (shape, algorithms) in shapes().unwrap() {
         let x = numbers(shape.batch * shape.in_channels * shape.in_height * shape.in_width, 1);
         let weights = shape.out_channels * shape.in_channels / shape.groups * shape.kernel[0] * shape.kernel[1];
         let (weight, bias) = (numbers(weights, 2), numbers(shape.out_channels, 3));

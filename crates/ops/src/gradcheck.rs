@@ -88,8 +88,8 @@ pub fn check_gradients(
         return Err(format!("{name}: two calls with equal inputs gave different outputs"));
     }
     for (input, (candle, tape)) in gradients.iter().zip(&gradients_on_tape).enumerate() {
-        let differs = |(a, b): &(&f64, &f64)| !((*a - *b).abs() <= TAPE * (1.0 + a.abs()));
-        if let Some((candle, tape)) = candle.iter().zip(tape).find(differs) {
+        let equal = |a: f64, b: f64| (a - b).abs() <= TAPE * (1.0 + a.abs()); // false for a NaN
+        if let Some((candle, tape)) = candle.iter().zip(tape).find(|(candle, tape)| !equal(**candle, **tape)) {
             return Err(format!("{name}: input {input}: through candle's graph {candle:e}, on the tape {tape:e}"));
         }
     }

@@ -169,7 +169,7 @@ impl ManyInputs for Concat {
 /// # Gradient
 /// Reaches x.
 /// # Errors
-/// As [`concat`].
+/// As [`concat()`].
 pub fn pad_end(x: &Tensor, axis: usize, count: usize) -> Result<Tensor> {
     if count == 0 {
         return Ok(x.clone());

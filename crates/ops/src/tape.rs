@@ -11,7 +11,7 @@
 //! what candle goes through never lies before what the tape goes through.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
@@ -60,7 +60,7 @@ impl Tape {
     pub fn start() -> Self {
         let id = TAPES.get() + 1;
         TAPES.set(id);
-        let outer = CURRENT.replace(Some(Record { id, nodes: Vec::new(), places: HashMap::new(), root: None }));
+        let outer = CURRENT.replace(Some(Record { id, nodes: Vec::new(), places: Places::default(), root: None }));
         Self { outer, thread: PhantomData }
     }
 
@@ -93,7 +93,7 @@ fn run_backward(loss: &Tensor, last: bool) -> Result<GradStore> {
     let outside = INSIDE.take();
     let outer =
         RECEIVED.replace(CURRENT.with_borrow(|record| {
-            record.as_ref().map(|record| Received { tape: record.id, gradients: HashMap::new() })
+            record.as_ref().map(|record| Received { tape: record.id, gradients: BTreeMap::new() })
         }));
     let found = loss.backward();
     let received = RECEIVED.replace(outer);
@@ -146,13 +146,17 @@ fn sum(a: &Tensor, b: &Tensor) -> CandleResult<Tensor> {
     }
 }
 
+/// Looked up alone, never gone through: its order does not matter, and ids of tensors have none.
+#[allow(clippy::disallowed_types, reason = "as above")]
+type Places = std::collections::HashMap<TensorId, usize>;
+
 /// What has been recorded.
 #[derive(Debug)]
 struct Record {
     id: u64,
     nodes: Vec<Node>,
     /// Where the result of which tensor's node lies.
-    places: HashMap<TensorId, usize>,
+    places: Places,
     /// What recorded results hang on in candle's graph.
     root: Option<Tensor>,
 }
@@ -168,7 +172,7 @@ impl Drop for Suspended {
 
 struct Received {
     tape: u64,
-    gradients: HashMap<usize, Tensor>,
+    gradients: BTreeMap<usize, Tensor>,
 }
 
 #[derive(Debug)]
@@ -226,7 +230,12 @@ impl Record {
     }
 
     /// From the last node to the first, with what candle's graph has given.
-    fn go_back(&mut self, received: HashMap<usize, Tensor>, gradients: &mut GradStore, last: bool) -> CandleResult<()> {
+    fn go_back(
+        &mut self,
+        received: BTreeMap<usize, Tensor>,
+        gradients: &mut GradStore,
+        last: bool,
+    ) -> CandleResult<()> {
         let mut open: Vec<Option<Tensor>> = vec![None; self.nodes.len()];
         for (place, gradient) in received {
             open[place] = Some(gradient);
