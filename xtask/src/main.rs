@@ -75,10 +75,11 @@ fn run() -> Result<()> {
     }
 }
 
-/// The workspace's folder.
+/// The workspace's folder: by what `cargo run` says now, for a build folder shared by two checkouts keeps the program of
+/// the first.
 fn root() -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(here.parent().context("xtask lies in no workspace")?.to_path_buf())
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Ok(Path::new(&here).parent().context("xtask lies in no workspace")?.to_path_buf())
 }
 
 /// Builds the program and becomes it, so that signals and the exit code are its own.

@@ -1,3 +1,5 @@
+//! The tape: the same gradients as candle's graph, and every way in which one can be lost is an error.
+
 use candle_core::Device;
 
 use super::*;
