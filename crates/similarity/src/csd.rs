@@ -11,8 +11,8 @@ use candle_core::Tensor;
 use dsd_ops::{PoolOptions, avg_pool2d, check, resize_bilinear, softmax_channels};
 
 use crate::Result;
+use crate::gram::gram;
 use crate::mask::Counted;
-use crate::unit::unit;
 
 /// The norm up to which a class map counts as absent; its square is still a normal f32.
 const ABSENT_NORM: f64 = 1e-12;
@@ -147,9 +147,7 @@ fn correlation(
         SoftmaxAxis::Classes => softmax_channels(&softened)?,
         SoftmaxAxis::Positions => softmax_positions(&softened, &counted)?,
     };
-    let maps = counted.apply(probs)?.flatten_from(2)?; // [N,K,P]
-    let maps = if cfg.normalise_maps { unit(&maps, ABSENT_NORM)? } else { maps };
-    let matrix = maps.matmul(&maps.transpose(1, 2)?.contiguous()?)?; // [N,K,K]
+    let matrix = gram(&probs, counted.mask.as_ref(), cfg.normalise_maps.then_some(ABSENT_NORM))?; // [N,K,K]
     Ok((matrix, counted.images))
 }
 

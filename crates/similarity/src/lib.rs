@@ -42,6 +42,7 @@ mod csd;
 mod dist_kd;
 mod dsd;
 mod fitnet;
+mod gram;
 mod grid;
 mod ifvd;
 mod mask;

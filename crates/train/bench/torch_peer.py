@@ -269,6 +269,7 @@ def network(name, classes, weights):
         "pspnet_resnet18": lambda: zoo.pspnet(zoo.TimmResNet(*zoo.BASIC[0], 8, True), 512, 128, True, 256),
         "pspnet_resnet18_half": lambda: zoo.pspnet(zoo.TimmResNet(*zoo.BASIC[0], 8, True, 0.5), 256, 64, True, 128),
         "pspnet_resnet50": lambda: zoo.pspnet(zoo.TimmResNet(*zoo.BOTTLE[0], 8, True), 2048, 512, True, 1024),
+        "pspnet_resnet101": lambda: zoo.pspnet(zoo.TimmResNet(*zoo.BOTTLE[1], 8, True), 2048, 512, True, 1024),
         "pspnet_mobilenetv2": lambda: zoo.mobile_pspnet(1.0, 320, 128, 96),
         "pspnet_efficientnet_lite0": lambda: zoo.pspnet(zoo.lite0(16), 320, 128, aux=112),
         "enet": lambda: zoo.Single(counts.enet()),
@@ -422,22 +423,27 @@ def status(field):
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def peak_of(run, resident):
-    """What a run adds to what was resident before, in MB; nothing where the system does not tell."""
+def begin_peak():
+    """Forgets the most memory so far; what is resident, in MB, or nothing where the system does not allow it."""
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-        run()
-        return status("VmHWM:") - resident
+        return status("VmRSS:")
     except OSError:
         return None
 
 
 def prepare(case):
-    resident = status("VmRSS:") if pathlib.Path("/proc/self/status").exists() else 0.0
+    before = begin_peak()
     made = KINDS[case["kind"]](case)
     made.use(made.ways[0])
+    if case["kind"] == "loss":
+        # Of a step its network and data count too, of a loss what it adds to its inputs.
+        before = begin_peak()
     value = made.run()
-    peak = peak_of(made.run, resident) if case["kind"] == "step" else None
+    for _ in range(1, WARM_UP):
+        made.run()
+    measured = before is not None and case["kind"] in ("step", "loss")
+    peak = status("VmHWM:") - before if measured else None
     for way in made.ways:
         made.use(way)
         for _ in range(WARM_UP):

@@ -13,7 +13,7 @@ use dsd_similarity::{PoolWindow, PsdReduction};
 use serde_json::{Value, json};
 
 use super::cases::{Upstream, labels, tensor, var};
-use super::{Bench, Case};
+use super::{Bench, Case, memory};
 
 const CLASSES: usize = 19;
 const LOGITS: [usize; 4] = [2, CLASSES, 64, 128];
@@ -125,7 +125,8 @@ const LOSSES: [Loss; 16] = [
     }),
 ];
 
-/// The losses of `dsd_similarity` on single tensors: logits [2,19,64,128], features with 512 channels.
+/// The losses of `dsd_similarity` on single tensors: logits [2,19,64,128], features with 512 channels. Memory is what a
+/// loss adds to its inputs, gradients included.
 pub(super) fn losses(bench: &mut Bench) -> Result<()> {
     let inputs = Inputs::new()?;
     let tensors = bench.share("losses", &inputs.shared())?;
@@ -135,7 +136,8 @@ pub(super) fn losses(bench: &mut Bench) -> Result<()> {
             tensors => json!({ "kind": "loss", "name": name, "tensors": tensors, "classes": CLASSES }),
         };
         let mut upstream = Upstream::default();
-        bench.case(Case::new(name, peer), || upstream.backward(&loss(&inputs)?))?;
+        let resident = memory::resident();
+        bench.case(Case { resident, ..Case::new(name, peer) }, || upstream.backward(&loss(&inputs)?))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Medians of at least five runs after a warm-up. Inputs are dense and random, so that no zero is skipped; a backward
 //! pass gets a dense random gradient. With `--json FILE` an array of `{"bench", "case", "ours_ms", "peer_ms", "ratio"}`
-//! is written, ratio = peer / ours, null where no peer ran; steps also have `ours_peak_mb` and `peer_peak_mb`.
+//! is written, ratio = peer / ours, null where no peer ran; steps and losses also have `ours_peak_mb` and `peer_peak_mb`.
 //!
 //! With `--peer torch` the same case runs in PyTorch, ours and theirs in turn, in each of its ways (memory formats;
 //! onnxruntime for inference); the way with the least median counts. A scalar that both compute, such as a loss, has to
@@ -152,17 +152,12 @@ impl Bench {
             return Ok(());
         }
         let mut run = || run().with_context(|| name.to_string());
+        let resident = resident.filter(|_| memory::reset_peak());
         let value = run()?;
-        let ours_peak_mb = match resident {
-            Some(resident) if memory::reset_peak() => {
-                run()?;
-                memory::peak().map(|peak| peak - resident)
-            }
-            _ => None,
-        };
         for _ in 1..WARM_UP {
             run()?;
         }
+        let ours_peak_mb = resident.and_then(|resident| Some(memory::peak()? - resident));
         let prepared = match self.peer.as_mut() {
             Some(other) if !peer.is_null() => Some(other.prepare(&peer).with_context(|| name.to_string())?),
             _ => None,

@@ -27,8 +27,11 @@ const NETWORKS: [&str; 8] = [
 ];
 
 /// Student and teacher of the distillation steps.
-const DISTILLED: [(&str, &str); 2] =
-    [("pspnet_resnet18", "pspnet_resnet50"), ("pspnet_resnet18_half", "pspnet_resnet18")];
+const DISTILLED: [(&str, &str); 3] = [
+    ("pspnet_resnet18", "pspnet_resnet50"),
+    ("pspnet_resnet18", "pspnet_resnet101"),
+    ("pspnet_resnet18_half", "pspnet_resnet18"),
+];
 
 /// Height and width of the images of a training step.
 const STEP: [usize; 2] = [256, 256];

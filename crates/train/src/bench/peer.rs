@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 /// The variable with the path of the interpreter.
 const INTERPRETER: &str = "DSD_PYTHON";
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/torch_peer.py");
+/// In the folder of this crate; it reads other files of the repository.
+const SCRIPT: &str = "bench/torch_peer.py";
 
 /// How the other side has answered to a case.
 #[derive(Deserialize)]
@@ -39,11 +40,14 @@ impl Peer {
         let Some(interpreter) = std::env::var_os(INTERPRETER) else {
             bail!("--peer torch: {INTERPRETER} is not set; it names a Python that has torch");
         };
-        if !Path::new(SCRIPT).exists() {
-            bail!("--peer torch: {SCRIPT} is missing; it is part of the repository");
+        // As `cargo run` says now, else as it was when this was built.
+        let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let script = PathBuf::from(here).join(SCRIPT);
+        if !script.exists() {
+            bail!("--peer torch: {} is missing; it is part of the repository", script.display());
         }
         let mut child = Command::new(&interpreter)
-            .arg(SCRIPT)
+            .arg(&script)
             .arg(threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,5 +1,6 @@
 //! What a comparison's folder says: every finished training, and the figures over seeds.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use dsd_metrics::{ClassValues, Summary};
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::plan::{MultiplyAdds, Plan};
 use super::statistics::Sample;
 use crate::checkpoint::write_whole;
+use crate::journal::{self, Line};
+use crate::objective::median;
 use crate::recipe::{Method, Recipe, TEACHER, place};
 use crate::stage::{self, Finished};
 use crate::times::{self, Times};
@@ -38,6 +41,10 @@ pub struct MethodOutcome {
     pub name: String,
     /// The names of its terms.
     pub terms: Vec<String>,
+    /// The share of the gradient's norm that each term holds, the task's own too: the median of what was measured in
+    /// its finished trainings. Empty where nothing was.
+    #[serde(default)]
+    pub shares: BTreeMap<String, f64>,
     /// Its training steps.
     pub steps: u64,
     /// What one step costs.
@@ -121,6 +128,7 @@ impl Outcome {
             let classes = reference.first().map(|run| &run.iou.0[..]).unwrap_or_default();
             methods.push(MethodOutcome {
                 terms: method.terms.iter().map(|term| term.name().to_string()).collect(),
+                shares: shares(folder, &method.name, &runs)?,
                 last_miou: over(&|run| run.last_miou),
                 best_miou: over(&|run| run.best_miou),
                 difference: paired(&runs, reference, |run| run.last_miou),
@@ -177,6 +185,20 @@ impl RunOutcome {
             peak_bytes: times.and_then(|times| times.peak_bytes),
         }
     }
+}
+
+/// The median share of each term in the trainings of a method.
+fn shares(folder: &Path, method: &str, runs: &[RunOutcome]) -> Result<BTreeMap<String, f64>> {
+    let mut seen: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for run in runs {
+        for line in journal::read(&folder.join(place(method, run.seed)))? {
+            let Line::Step { shares, .. } = line else { continue };
+            for (term, share) in shares {
+                seen.entry(term).or_default().push(share);
+            }
+        }
+    }
+    Ok(seen.into_iter().map(|(term, shares)| (term, median(&shares))).collect())
 }
 
 /// The differences between trainings with the same seed.

@@ -33,7 +33,7 @@ pub(super) struct Row {
 pub fn table(folder: &Path) -> Result<String> {
     let outcome = Outcome::read(folder)?;
     let mut text = String::from(
-        "| method | terms | seeds | steps | mIoU %, last step | best mIoU % | difference | 95 % interval | s/step | MiB | G multiply-adds/step |\n\
+        "| method | terms, share of the gradient | seeds | steps | mIoU %, last step | best mIoU % | difference | 95 % interval | s/step | MiB | G multiply-adds/step |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows(&outcome) {
@@ -63,7 +63,7 @@ pub(super) fn rows(outcome: &Outcome) -> Vec<Row> {
         .iter()
         .map(|method| Row {
             name: method.name.clone(),
-            terms: if method.terms.is_empty() { "–".to_string() } else { method.terms.join(" + ") },
+            terms: terms(method),
             seeds: method.runs.len(),
             steps: method.steps,
             last: with_deviation(method.last_miou),
@@ -117,6 +117,18 @@ pub(super) fn key(outcome: &Outcome) -> String {
         outcome.baseline,
         outcome.baseline
     )
+}
+
+/// The terms with their shares of the gradient, the task's too; the terms alone where no share was measured.
+fn terms(method: &MethodOutcome) -> String {
+    if method.terms.is_empty() {
+        return "–".to_string();
+    }
+    if method.shares.is_empty() {
+        return method.terms.join(", ");
+    }
+    let shown = |(term, share): (&String, &f64)| format!("{term} {:.0} %", 100.0 * share);
+    method.shares.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 fn with_deviation(sample: Option<Sample>) -> String {
