@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use dsd_ops::{PoolOptions, avg_pool2d, check, resize_bilinear, softmax_channels};
 
 use crate::Result;
-use crate::gram::gram;
+use crate::class_correlation::ClassMaps;
 use crate::mask::Counted;
 
 /// The norm up to which a class map counts as absent; its square is still a normal f32.
@@ -142,12 +142,14 @@ fn correlation(
     let logits = if cfg.average_pool { avg_pool2d(logits, pooling, false)? } else { logits.clone() };
     let (_, _, h, w) = logits.dims4()?;
     let counted = Counted::at(op, valid, &logits, [h, w])?;
-    let softened = (logits / temperature)?;
+    let softened = (logits.detach() / temperature)?;
     let probs = match cfg.softmax_axis {
         SoftmaxAxis::Classes => softmax_channels(&softened)?,
         SoftmaxAxis::Positions => softmax_positions(&softened, &counted)?,
     };
-    let matrix = gram(&probs, counted.mask.as_ref(), cfg.normalise_maps.then_some(ABSENT_NORM))?; // [N,K,K]
+    let probs = counted.apply(probs)?;
+    let cosines = cfg.normalise_maps.then_some(ABSENT_NORM);
+    let matrix = ClassMaps { probs, axis: cfg.softmax_axis, temperature, cosines }.correlation(&logits)?; // [N,K,K]
     Ok((matrix, counted.images))
 }
 
