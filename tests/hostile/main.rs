@@ -21,7 +21,7 @@ const SLACK: usize = 64 << 20;
 const LONGEST: f64 = 1.0;
 
 /// Files of the corpus. A file that broke something is added to it, and stays.
-const FILES: usize = 37;
+const FILES: usize = 38;
 
 /// What one file cost.
 struct Cost {

@@ -47,7 +47,13 @@ pub static FORMATS: [Format; 10] = [
 ];
 
 thread_local! {
-    static SCRATCH: tempfile::TempDir = tempfile::tempdir().expect("a folder for the files of the tests");
+    static SCRATCH: tempfile::TempDir = scratch();
+}
+
+/// In memory where the system has such a place: some hundred thousand small files are written.
+fn scratch() -> tempfile::TempDir {
+    let made = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    made.expect("a folder for the files of the tests")
 }
 
 impl Format {

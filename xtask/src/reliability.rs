@@ -131,7 +131,7 @@ const FIGURES: [Figure; 26] = [
     ),
     figure("W2", "drops", "downloads::drops_are_continued_and_little_is_sent_twice", 20, 20, "dropped connections"),
     figure("A1", "hostile_tar_entries", TARS, 13, 13, "tar archives with a forbidden entry"),
-    figure("A1", "tars_that_lie", LYING_TARS, 10, 10, "tar archives that contradict themselves or exceed a limit"),
+    figure("A1", "tars_that_lie", LYING_TARS, 11, 11, "tar archives that contradict themselves or exceed a limit"),
     figure(
         "A1",
         "hostile_zips",

@@ -66,7 +66,7 @@ fn hostile_archives_are_refused_whole_and_nothing_is_written() {
         ("CamVid/fifo", EntryType::Fifo, "only regular files"),
         ("CamVid/device", EntryType::Char, "only regular files"),
         ("CamVid/block", EntryType::Block, "only regular files"),
-        ("CamVid/sparse", EntryType::GNUSparse, "only regular files"),
+        ("CamVid/two\nlines", EntryType::Symlink, "two\\nlines\": is a Symlink"),
         ("CamVid\\..\\x", file, "backslash"),
         ("C:/x", file, "colon"),
         (&long, file, "more than 32 parts"),
@@ -110,7 +110,9 @@ fn tars_that_lie_are_refused_whole_and_nothing_is_written() {
     let many: Vec<_> = (0..20_001).map(|_| ("CamVid/x/", EntryType::Directory, &b""[..])).collect();
     archive(&path, &many);
     let many = fs::read(&path).expect("reads");
+    let sparse = changed(true, &|header| header.set_entry_type(EntryType::GNUSparse));
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("a sparse file without its map", sparse, "damaged"),
         ("a path in a pax header", extended(EntryType::XHeader, b"22 path=../escape.txt\n"), "climbs out"),
         ("an absolute one", extended(EntryType::XHeader, b"20 path=/tmp/escape\n"), "absolute"),
         ("a long name", extended(EntryType::GNULongName, b"CamVid/../../escape.txt\0"), "climbs out"),
