@@ -43,7 +43,56 @@ const TARS: &str = "import::hostile_archives_are_refused_whole_and_nothing_is_wr
 const LYING_TARS: &str = "import::tars_that_lie_are_refused_whole_and_nothing_is_written";
 const FLIPS: &str = "checkpoint::tests::a_thousand_flipped_bits_and_every_cut_of_the_manifest_are_noticed";
 
-const FIGURES: [Figure; 26] = [
+const FIGURES: [Figure; 33] = [
+    figure(
+        "N1",
+        "operation_rows",
+        "gradients::every_gradient_equals_central_differences",
+        894,
+        894,
+        "operations with settings and shapes whose gradients are compared with central differences in f64",
+    ),
+    figure(
+        "N3",
+        "operation_cases",
+        "reference::values_and_gradients_equal_those_of_pytorch",
+        123,
+        123,
+        "operations' values and gradients compared with PyTorch",
+    ),
+    figure(
+        "N3",
+        "dsd_cases",
+        "reference::every_case_of_the_reference_file_agrees",
+        36,
+        36,
+        "PSD, CSD and KD, the same",
+    ),
+    figure(
+        "N3",
+        "distillation_cases",
+        "distillation::reference::values_and_gradients_equal_pytorch",
+        98,
+        98,
+        "other distillation losses, the same",
+    ),
+    figure(
+        "N3",
+        "task_loss_cases",
+        "task::reference::every_case_of_the_reference_file_agrees_in_f64_and_f32",
+        80,
+        80,
+        "task losses, the same",
+    ),
+    figure("N3", "optimisers", "ten_steps_equal_pytorch", 6, 6, "optimisers' ten steps, the same"),
+    figure(
+        "N3",
+        "networks",
+        "equality::networks_are_equal_to_other_implementations",
+        24,
+        24,
+        "networks with the weights of other implementations",
+    ),
     figure(
         "N5",
         "random_label_maps",
@@ -142,6 +191,9 @@ const FIGURES: [Figure; 26] = [
     ),
 ];
 
+/// The test programs that hold them, beside the unit tests of the libraries.
+const TARGETS: [&str; 8] = ["confusion", "data", "dsd", "hostile", "networks", "operations", "optimiser", "similarity"];
+
 /// Figures of the deep tier alone.
 const SOAK: [Figure; 1] = [Figure {
     id: "S1",
@@ -164,7 +216,7 @@ pub(crate) fn run(root: &Path, deep: bool, mut cargo: Command) -> Result<()> {
     let mut tests: Vec<&str> = figures().filter(|figure| deep || figure.landing.is_some()).map(|f| f.test).collect();
     tests.dedup();
     cargo.current_dir(root).args(["test", "--release", "--workspace", "--locked", "--lib"]);
-    for target in ["confusion", "data", "dsd", "hostile"] {
+    for target in TARGETS {
         cargo.args(["--test", target]);
     }
     cargo.args(["--", "--exact", "--nocapture", "--include-ignored"]).args(&tests).stdout(Stdio::piped());
