@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use dsd_random::Stream;
+use dsd_tests::cases;
 
 use crate::program::{TINY, dsd, refuse, succeed, text, train};
 use crate::resume::{assert_same, files};
@@ -74,13 +75,16 @@ fn kill_and_compare(kills: usize, seed: u64) {
         fs::remove_dir_all(&run).unwrap();
         runs += 1;
     }
-    println!("{made} kills in {runs} runs, {in_save} of them in a save; {} files the same", files(&unbroken).len());
     assert!(in_save > 0, "no kill hit a save");
+    let same = files(&unbroken).len();
+    println!(
+        "figure C1 kills {made} in {runs} runs, {in_save} of them in a save; {same} files with the same bytes each"
+    );
 }
 
 #[test]
-fn runs_killed_at_a_dozen_moments_end_with_the_bytes_of_one_that_was_not() {
-    kill_and_compare(12, 1);
+fn runs_killed_at_thirty_moments_end_with_the_bytes_of_one_that_was_not() {
+    kill_and_compare(cases(30, 300) as usize, 1);
 }
 
 /// The long form: `cargo xtask crash --points N`.
@@ -136,8 +140,13 @@ fn a_folder_that_cannot_be_written_is_named() {
 fn loader_workers_and_threads_change_no_byte() {
     let folder = tempfile::tempdir().unwrap();
     let mut runs = Vec::new();
-    for (workers, threads) in [("0", "1"), ("0", "2"), ("2", "1"), ("3", "2")] {
-        let run = folder.path().join(format!("{workers}-{threads}"));
+    let mut ways = vec![("0", "1"), ("0", "2"), ("2", "1"), ("2", "2")];
+    if cases(0, 1) > 0 {
+        ways.extend([("1", "1"), ("1", "2"), ("4", "1"), ("4", "2")]);
+        ways = ways.repeat(5);
+    }
+    for (number, (workers, threads)) in ways.iter().enumerate() {
+        let run = folder.path().join(number.to_string());
         let set = format!("run.workers={workers}");
         succeed(train(&run, &[&TINY, &BUSY, &[&set]]).env("RAYON_NUM_THREADS", threads));
         runs.push(run);
@@ -147,6 +156,7 @@ fn loader_workers_and_threads_change_no_byte() {
         fs::copy(runs[0].join("recipe.toml"), other.join("recipe.toml")).unwrap();
         assert_same(&runs[0], other);
     }
+    println!("figure D1 runs_with_other_workers_and_threads {}", runs.len());
 }
 
 #[cfg(unix)]

@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask train`, `data`, `bench`, `equality`, `crash`, `test`, `tidy`.
+//! The project's own commands: `cargo xtask train`, `data`, `bench`, `equality`, `crash`, `reliability`, `test`, `tidy`.
 //!
 //! Thin on purpose: it calls cargo and the `dsd` program, so that this binary is built in seconds.
 
+mod reliability;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +44,15 @@ enum Task {
         #[arg(long, default_value_t = 2)]
         seed: u64,
     },
+    /// Run the tests behind docs/reliability.md and write how many cases each tried.
+    Reliability {
+        /// With the counts of the deep tier, and the tests that only it has.
+        #[arg(long)]
+        deep: bool,
+        /// Run nothing; write the page's table again from docs/reliability.json.
+        #[arg(long)]
+        table: bool,
+    },
     /// What CI runs: format, tidy, lints, tests, documentation.
     Test,
     /// Checks of the source tree that no lint knows.
@@ -70,6 +80,8 @@ fn run() -> Result<()> {
         Task::Dsd(passed) => dsd(None, &passed.arguments),
         Task::Equality => equality(),
         Task::Crash { points, seed } => crash(points, seed),
+        Task::Reliability { table: true, .. } => reliability::write_table(&root()?),
+        Task::Reliability { deep, .. } => reliability::run(&root()?, deep, cargo()?),
         Task::Test => test(),
         Task::Tidy => tidy::check(&root()?),
     }

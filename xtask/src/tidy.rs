@@ -62,6 +62,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     if !faults.is_empty() {
         bail!("tidy:\n  {}", faults.join("\n  "));
     }
+    crate::reliability::check(root)?;
     println!("tidy: {} files, {} crates", files.len(), EDGES.len());
     Ok(())
 }

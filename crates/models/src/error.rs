@@ -85,8 +85,12 @@ impl Error {
         Self::UnknownVariant { name: name.to_string(), known: names.join(", ") }
     }
 
+    /// The names in a file that somebody else wrote may hold line ends: shown, they are escaped.
     pub(crate) fn source(origin: &str, message: impl ToString) -> Self {
-        Self::Source { origin: origin.to_string(), message: message.to_string() }
+        let shown = |character: char| {
+            if character.is_control() { character.escape_default().to_string() } else { character.to_string() }
+        };
+        Self::Source { origin: origin.to_string(), message: message.to_string().chars().map(shown).collect() }
     }
 
     pub(crate) fn config(field: &'static str, expected: impl ToString, got: impl ToString) -> Self {

@@ -229,5 +229,6 @@ fn values_and_gradients_equal_those_of_pytorch() {
     println!("operations: {operations:?}");
     assert_eq!(operations.len(), 23, "{operations:?}");
     report("comparisons with PyTorch in f64 and f32", 2 * CASES, &failures);
+    println!("figure N3 operation_cases {CASES} in f64 and f32");
     assert!(values(&tensor(&file, "conv2d_3x3/x")).iter().any(|x| *x != 0.0));
 }

@@ -92,7 +92,7 @@ impl Checkpoint {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Manifest {
+struct Manifest {
     version: u32,
     files: BTreeMap<String, Entry>,
 }

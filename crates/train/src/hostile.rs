@@ -1,17 +1,14 @@
-//! Bytes from outside, changed at seeded places: every file of a run that is read back is an error that names it, or is
-//! read; never a panic. The weights' own formats have the same test in dsd-models.
+//! Logs, end marks and model cards, changed at seeded places: each is an error that names the file, or is read; never a
+//! panic. Recipes, checkpoints and what comes from others have the same test in `tests/hostile`.
 
 use std::fs;
-use std::path::Path;
 
 use candle_core::{DType, Device};
 use dsd_models::{ClassInfo, ModelCard, Normalisation, ParamStore};
 use dsd_random::Stream;
-use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{self, Checkpoint, State};
 use crate::journal::{self, Journal, Line};
-use crate::recipe::{Recipe, SHIPPED};
+use crate::recipe::Recipe;
 
 /// A changed copy: cut, flipped bits, fields of special values, a piece in another place, or a number replaced by one
 /// that is too large.
@@ -68,62 +65,6 @@ fn read_mutants<T>(
 
 fn said<T, E: ToString>(result: Result<T, E>) -> Result<T, String> {
     result.map_err(|error| error.to_string())
-}
-
-#[test]
-fn mutants_of_recipes() {
-    for (name, text) in SHIPPED {
-        let file = format!("{name}.toml");
-        read_mutants((name, text.as_bytes(), &file), 400, |bytes| {
-            let recipe = said(Recipe::parse(&file, &String::from_utf8_lossy(bytes), &[]))?;
-            // What is accepted is kept in a run's folder and read again.
-            let kept = said(recipe.to_toml())?;
-            said(Recipe::parse(&file, &kept, &[])).map(drop)
-        });
-    }
-}
-
-/// The manifest says of each file what it is, so that the mutants reach the readers behind the hashes.
-fn reseal(folder: &Path) {
-    let path = folder.join("manifest.json");
-    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    for (name, entry) in manifest["files"].as_object_mut().unwrap() {
-        let bytes = fs::read(folder.join(name)).unwrap();
-        let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        *entry = serde_json::json!({ "bytes": bytes.len(), "sha256": hash });
-    }
-    let version = manifest["version"].clone();
-    let files = manifest["files"].to_string();
-    // The order of keys is the program's.
-    let text = format!("{{\"version\":{version},\"files\":{files}}}");
-    let value: crate::checkpoint::Manifest = serde_json::from_str(&text).unwrap();
-    fs::write(&path, serde_json::to_vec_pretty(&value).unwrap()).unwrap();
-}
-
-#[test]
-fn mutants_of_checkpoints() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = ParamStore::new(1, DType::F32, &Device::Cpu);
-    store.builder().get((4, 3), "weight").unwrap();
-    let state = State { step: 12, updates: 12, best: Some((6, 0.5)), ..State::default() };
-    let saved = Checkpoint::new(state).with("model", store.tensors()).with("optimiser", store.tensors());
-    checkpoint::save(folder.path(), &saved).unwrap();
-    let whole = folder.path().join("step-00000012");
-    for file in ["model.safetensors", "state.json", "manifest.json"] {
-        let original = fs::read(whole.join(file)).unwrap();
-        read_mutants((file, &original, "step-00000012"), 400, |bytes| {
-            fs::write(whole.join(file), bytes).unwrap();
-            if file != "manifest.json" {
-                reseal(&whole);
-            }
-            let read = said(checkpoint::load(&whole));
-            fs::write(whole.join(file), &original).unwrap();
-            if file != "manifest.json" {
-                reseal(&whole);
-            }
-            read
-        });
-    }
 }
 
 #[test]

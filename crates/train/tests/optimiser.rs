@@ -148,6 +148,7 @@ fn ten_steps_equal_pytorch() {
         }
         assert_eq!(bench.optimiser.updates(), STEPS as u64);
     }
+    println!("figure N3 optimisers {}", cases.len());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dsd_data::{ArchiveFacts, Patience, Result, download, manifest};
+use dsd_random::Stream;
 use sha2::{Digest, Sha256};
 
 use crate::message;
@@ -132,12 +133,42 @@ fn a_file_arrives_whole_and_is_kept_when_it_is_asked_for_again() {
 #[test]
 fn drops_are_continued_and_little_is_sent_twice() {
     let folder = tempfile::tempdir().expect("folder");
-    let server = serve(Box::new(|_, head| cut(honest(head, "\"v1\""), 4_000)));
+    // Of each answer between 500 and 4 000 bytes arrive.
+    let server = serve(Box::new(|request, head| {
+        let count = 500 + Stream::new(17, "drops", 0, request as u64).below(3_500);
+        cut(honest(head, "\"v1\""), count)
+    }));
     let path = fetch(&facts(&server, true), folder.path()).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(fs::read(path).expect("reads"), content());
     let heads = server.heads.lock().expect("heads");
-    assert!((12..=16).contains(&heads.len()), "{} requests", heads.len());
     assert!(heads[1..].iter().all(|head| head.contains("if-range: \"v1\"") && asked(head).is_some()));
+    let drops = heads.len() - 1;
+    assert!((20..=40).contains(&drops), "{drops} drops");
+    println!("figure W2 drops {drops} in one transfer");
+}
+
+#[test]
+fn a_body_with_a_wrong_byte_never_gets_the_name() {
+    let bodies = if std::env::var_os("DSD_DEEP").is_some() { 10_000 } else { 1000 };
+    let folder = tempfile::tempdir().expect("folder");
+    // The length is right, so that only the hash can tell.
+    let server = serve(Box::new(|request, _| {
+        let mut stream = Stream::new(17, "bodies", 0, request as u64);
+        let mut body = content()[..2_000].to_vec();
+        for _ in 0..1 + stream.below(4) {
+            body[stream.below(2_000)] ^= 1 + stream.below(255) as u8;
+        }
+        response("200 OK", &[length(2_000)], &body)
+    }));
+    let hash = Sha256::digest(&content()[..2_000]).iter().map(|byte| format!("{byte:02x}")).collect();
+    let facts = ArchiveFacts { bytes: Some(2_000), sha256: Some(hash), ..facts(&server, true) };
+    for number in 0..bodies {
+        let text = message(fetch(&facts, folder.path()));
+        assert!(text.contains("SHA-256") && text.contains("nothing was kept"), "{number}: {text}");
+        assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 0, "{number}");
+    }
+    assert_eq!(server.heads.lock().expect("heads").len(), bodies, "a refused body is not asked for again");
+    println!("figure W1 corrupted_bodies {bodies}");
 }
 
 #[test]
@@ -274,6 +305,7 @@ fn what_misbehaves_is_survived_or_refused_and_never_gets_the_name() {
         tried += 1;
     }
     assert_eq!(tried, 24);
+    println!("figure W1 misbehaviours {tried}");
 }
 
 #[test]

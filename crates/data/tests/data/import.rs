@@ -22,7 +22,8 @@ fn archive(path: &Path, entries: &[(&str, EntryType, &[u8])]) {
         header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
         header.set_entry_type(*kind);
         header.set_mode(0o644);
-        let size = if *kind == EntryType::Regular { content.len() } else { 0 };
+        let extension = matches!(kind, EntryType::XHeader | EntryType::GNULongName);
+        let size = if *kind == EntryType::Regular || extension { content.len() } else { 0 };
         header.set_size(size as u64);
         if matches!(kind, EntryType::Symlink | EntryType::Link) {
             header.set_link_name("/etc/passwd").expect("link");
@@ -64,6 +65,8 @@ fn hostile_archives_are_refused_whole_and_nothing_is_written() {
         ("CamVid/hard", EntryType::Link, "only regular files"),
         ("CamVid/fifo", EntryType::Fifo, "only regular files"),
         ("CamVid/device", EntryType::Char, "only regular files"),
+        ("CamVid/block", EntryType::Block, "only regular files"),
+        ("CamVid/two\nlines", EntryType::Symlink, "two\\nlines\": is a Symlink"),
         ("CamVid\\..\\x", file, "backslash"),
         ("C:/x", file, "colon"),
         (&long, file, "more than 32 parts"),
@@ -77,6 +80,59 @@ fn hostile_archives_are_refused_whole_and_nothing_is_written() {
         assert!(text.contains("evil.tar: entry") && text.contains(reason), "{name}: {text}");
         assert_eq!(tree(folder.path()), before, "{name} left something behind");
     }
+    println!("figure A1 hostile_tar_entries {}", cases.len());
+}
+
+#[test]
+fn tars_that_lie_are_refused_whole_and_nothing_is_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (path, to) = (folder.path().join("evil.tar"), folder.path().join("deep/camvid"));
+    fs::create_dir(folder.path().join("deep")).expect("folder");
+    let file = ("CamVid/train.txt", EntryType::Regular, &b"content"[..]);
+    let long = [b"CamVid/".as_slice(), &[b'n'; 300]].concat();
+    let extended = |kind: EntryType, content: &[u8]| {
+        archive(&path, &[file, ("extension", kind, content), file]);
+        fs::read(&path).expect("reads")
+    };
+    // One file; then its header is changed, with or without a checksum that fits.
+    let changed = |seal: bool, change: &dyn Fn(&mut Header)| {
+        archive(&path, &[file]);
+        let mut bytes = fs::read(&path).expect("reads");
+        let mut header = Header::new_gnu();
+        header.as_mut_bytes().copy_from_slice(&bytes[..512]);
+        change(&mut header);
+        if seal {
+            header.set_cksum();
+        }
+        bytes[..512].copy_from_slice(header.as_bytes());
+        bytes
+    };
+    let many: Vec<_> = (0..20_001).map(|_| ("CamVid/x/", EntryType::Directory, &b""[..])).collect();
+    archive(&path, &many);
+    let many = fs::read(&path).expect("reads");
+    let sparse = changed(true, &|header| header.set_entry_type(EntryType::GNUSparse));
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("a sparse file without its map", sparse, "damaged"),
+        ("a path in a pax header", extended(EntryType::XHeader, b"22 path=../escape.txt\n"), "climbs out"),
+        ("an absolute one", extended(EntryType::XHeader, b"20 path=/tmp/escape\n"), "absolute"),
+        ("a long name", extended(EntryType::GNULongName, b"CamVid/../../escape.txt\0"), "climbs out"),
+        ("a part of 300 bytes", extended(EntryType::GNULongName, &long), "longer than 255"),
+        ("a size in a pax header", extended(EntryType::XHeader, b"20 size=99999999999\n"), "the limit is"),
+        ("a size beyond the limit", changed(true, &|header| header.set_size(1 << 32)), "the limit is"),
+        ("a size beyond the end", changed(true, &|header| header.set_size(60_000)), "evil.tar"),
+        ("a wrong checksum", changed(false, &|header| header.as_mut_bytes()[1] = b'A'), "damaged"),
+        ("a name that is no text", changed(true, &|header| header.as_mut_bytes()[1] = 0xff), "UTF-8"),
+        ("too many entries", many, "more than 20000 entries"),
+    ];
+    let count = cases.len();
+    for (what, bytes, reason) in cases {
+        fs::write(&path, bytes).expect("writes");
+        let before = tree(folder.path());
+        let text = message(import_camvid(&path, &to));
+        assert!(text.contains("evil.tar") && text.contains(reason), "{what}: {text}");
+        assert_eq!(tree(folder.path()), before, "{what} left something behind");
+    }
+    println!("figure A1 tars_that_lie {count}");
 }
 
 #[test]

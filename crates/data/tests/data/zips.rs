@@ -10,20 +10,20 @@ use crate::{message, miniatures};
 
 /// An entry as its sender may write it.
 #[derive(Clone)]
-pub(crate) struct Entry {
-    pub(crate) name: Vec<u8>,
-    pub(crate) content: Vec<u8>,
+struct Entry {
+    name: Vec<u8>,
+    content: Vec<u8>,
     /// Unix type bits, flags, and what is said of the sizes and the checksum beyond the truth.
-    pub(crate) unix_type: u32,
-    pub(crate) flags: u16,
-    pub(crate) method: u16,
-    pub(crate) size_lie: u32,
-    pub(crate) crc_lie: u32,
-    pub(crate) local_name: Option<Vec<u8>>,
-    pub(crate) offset_lie: Option<u32>,
+    unix_type: u32,
+    flags: u16,
+    method: u16,
+    size_lie: u32,
+    crc_lie: u32,
+    local_name: Option<Vec<u8>>,
+    offset_lie: Option<u32>,
 }
 
-pub(crate) fn entry(name: &str, content: &[u8]) -> Entry {
+fn entry(name: &str, content: &[u8]) -> Entry {
     Entry {
         name: name.into(),
         content: content.to_vec(),
@@ -38,7 +38,7 @@ pub(crate) fn entry(name: &str, content: &[u8]) -> Entry {
 }
 
 /// The archive of some entries.
-pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
+fn zip(entries: &[Entry]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for entry in entries {
         let mut packed = entry.content.clone();
@@ -80,7 +80,7 @@ fn from_zip(bytes: &[u8], folder: &Path, to: &Path) -> Result<()> {
 }
 
 /// Everything below a folder as entries.
-pub(crate) fn entries_of(folder: &Path, root: &Path) -> Vec<Entry> {
+fn entries_of(folder: &Path, root: &Path) -> Vec<Entry> {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(folder).expect("lists").map(|entry| entry.expect("entry").path()).collect();
     paths.sort();
@@ -156,6 +156,7 @@ fn hostile_zips_are_refused_by_rule_and_nothing_is_written() {
         assert!(left.is_empty(), "case {number} left {left:?}");
     }
     assert_eq!(count, 25);
+    println!("figure A1 hostile_zips {count}");
     let whole = zip(&[good()]);
     for length in 0..whole.len() {
         assert!(message(from_zip(&whole[..length], folder.path(), &to)).contains("made.zip"), "cut at {length}");

@@ -151,4 +151,5 @@ fn every_case_of_the_reference_file_agrees() {
         }
     }
     assert_eq!((cases.len(), gradients_compared), (CASES, 11 * 3 + 3 * 4 + 12 + 6 + 4 * 4));
+    println!("figure N3 dsd_cases {CASES} with {gradients_compared} gradients");
 }

@@ -1,6 +1,8 @@
 //! What checkpoints promise: bit-equal on return, damage noticed, and after a failure of any file operation, a kill or a
 //! loss of power the checkpoint before or the new one.
 
+#![allow(clippy::print_stdout, reason = "tests print how many cases they tried, for `cargo xtask reliability`")]
+
 use std::fs;
 
 use dsd_random::Stream;
@@ -94,7 +96,8 @@ fn a_thousand_flipped_bits_and_every_cut_of_the_manifest_are_noticed() {
     let files = ["model.safetensors", "optimiser.safetensors", "state.json", "manifest.json"];
     let mut stream = Stream::new(7, "flips", 0, 0);
     let mut flips = 0;
-    for _ in 0..250 {
+    let deep = std::env::var_os("DSD_DEEP").is_some();
+    for _ in 0..if deep { 2500 } else { 250 } {
         for file in files {
             let path = whole.join(file);
             let bit = stream.below(8 * fs::read(&path).unwrap().len());
@@ -112,7 +115,9 @@ fn a_thousand_flipped_bits_and_every_cut_of_the_manifest_are_noticed() {
     }
     fs::write(whole.join("manifest.json"), &manifest).unwrap();
     load(&whole).unwrap();
-    assert_eq!(flips, 1000);
+    assert_eq!(flips, if deep { 10_000 } else { 1000 });
+    println!("figure C4 flipped_bits {flips}");
+    println!("figure C4 cuts_of_the_manifest {}", manifest.len());
 }
 
 #[test]
@@ -175,6 +180,7 @@ fn after_any_failing_operation_there_is_the_old_or_the_new_checkpoint() {
         }
     }
     assert!(cases >= 190, "{cases} cases");
+    println!("figure C2 failing_operations {cases} crash, error, full disk, short write in four situations");
 }
 
 #[test]
@@ -195,4 +201,5 @@ fn after_a_loss_of_power_at_any_moment_there_is_the_old_or_the_new_checkpoint() 
         assert!(matches!(operations[0], Operation::MakeFolder(_)));
     }
     assert!(states >= 1000, "{states} states");
+    println!("figure C3 states_after_a_loss_of_power {states}");
 }

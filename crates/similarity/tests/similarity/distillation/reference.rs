@@ -110,4 +110,5 @@ fn values_and_gradients_equal_pytorch() {
             assert!(close, "{case}: gradient {index} is {got}, expected {expected} (greatest {greatest})");
         }
     }
+    println!("figure N3 distillation_cases {CASES}");
 }
