@@ -223,6 +223,8 @@ pub(crate) fn run(root: &Path, deep: bool, mut cargo: Command) -> Result<()> {
     if deep {
         cargo.env("DSD_DEEP", "1");
     }
+    // Now: what is edited while the tests run is not what they test.
+    let commit = said("git", &["describe", "--always", "--dirty", "--abbrev=10"]);
     let started = Instant::now();
     let mut child = cargo.spawn().context("cannot start cargo")?;
     let mut found = Found::new();
@@ -251,7 +253,7 @@ pub(crate) fn run(root: &Path, deep: bool, mut cargo: Command) -> Result<()> {
     let path = root.join(LEDGER);
     let mut ledger = if path.exists() { read(&path)? } else { json!({}) };
     ledger[if deep { "deep" } else { "landing" }] = json!({
-        "commit": said("git", &["describe", "--always", "--dirty", "--abbrev=10"]),
+        "commit": commit,
         "date": said("date", &["-u", "+%Y-%m-%d"]),
         "processor": processor(),
         "seconds": started.elapsed().as_secs(),

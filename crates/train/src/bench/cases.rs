@@ -15,17 +15,21 @@ use super::{Bench, Case};
 const CLASSES: usize = 11;
 
 /// Convolution shapes of the networks, as [N,C,H,W], K, kernel, stride, dilation, groups.
-const CONVOLUTIONS: [([usize; 4], usize, usize, usize, usize, usize); 12] = [
+const CONVOLUTIONS: [([usize; 4], usize, usize, usize, usize, usize); 16] = [
     ([2, 64, 64, 64], 64, 3, 1, 1, 1),
     ([2, 128, 32, 32], 128, 3, 1, 1, 1),
     ([2, 256, 32, 32], 256, 3, 1, 2, 1),
     ([2, 512, 16, 16], 512, 3, 1, 1, 1),
+    ([8, 64, 32, 32], 64, 3, 1, 1, 1),
+    ([8, 128, 16, 16], 128, 3, 1, 1, 1),
+    ([8, 256, 8, 8], 256, 3, 1, 1, 1),
     ([8, 64, 56, 56], 128, 3, 2, 1, 1),
     ([2, 3, 256, 256], 64, 3, 2, 1, 1),
     ([2, 3, 224, 224], 64, 7, 2, 1, 1),
     ([2, 256, 32, 32], 64, 1, 1, 1, 1),
     ([2, 64, 32, 32], 256, 1, 1, 1, 1),
     ([4, 128, 32, 32], 32, 1, 1, 1, 1),
+    ([8, 96, 56, 56], 24, 1, 1, 1, 1),
     ([2, 96, 64, 64], 96, 3, 1, 1, 96),
     ([2, 96, 64, 64], 96, 3, 2, 1, 96),
 ];
@@ -94,18 +98,21 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
         ),
         || upstream.backward(&conv2d(x.as_tensor(), weight.as_tensor(), None, convolution)?),
     )?;
-    let mut upstream = Upstream::default();
-    bench.case(
-        Case::new(
-            "batch norm + relu 4,64,64,64 forward + backward",
-            json!({ "kind": "operation", "name": "batch norm", "x": [4, 64, 64, 64] }),
-        ),
-        || {
-            let y =
-                batch_norm_train(x.as_tensor(), scale.as_tensor(), shift.as_tensor(), None, 1e-5, Activation::Relu)?;
-            upstream.backward(&y)
-        },
-    )?;
+    for dims in [[4, 64, 64, 64], [8, 64, 56, 56], [2, 64, 256, 256]] {
+        let x = var(&dims, "x")?;
+        let shown = dims.map(|side| side.to_string()).join(",");
+        let mut upstream = Upstream::default();
+        bench.case(
+            Case::new(
+                &format!("batch norm + relu {shown} forward + backward"),
+                json!({ "kind": "operation", "name": "batch norm", "x": dims }),
+            ),
+            || {
+                let (x, scale, shift) = (x.as_tensor(), scale.as_tensor(), shift.as_tensor());
+                upstream.backward(&batch_norm_train(x, scale, shift, None, 1e-5, Activation::Relu)?)
+            },
+        )?;
+    }
     let mut upstream = Upstream::default();
     bench.case(
         Case::new(
