@@ -40,12 +40,12 @@ impl Peer {
         let Some(interpreter) = std::env::var_os(INTERPRETER) else {
             bail!("--peer torch: {INTERPRETER} is not set; it names a Python that has torch");
         };
-        // As `cargo run` says now, else as it was when this was built.
-        let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-        let script = PathBuf::from(here).join(SCRIPT);
-        if !script.exists() {
-            bail!("--peer torch: {} is missing; it is part of the repository", script.display());
-        }
+        // Where `cargo run` works now, else where this was built.
+        let now = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let folders = now.into_iter().chain([PathBuf::from(env!("CARGO_MANIFEST_DIR"))]);
+        let Some(script) = folders.map(|folder| folder.join(SCRIPT)).find(|script| script.exists()) else {
+            bail!("--peer torch: there is no {SCRIPT} in {}; it is part of the repository", env!("CARGO_MANIFEST_DIR"));
+        };
         let mut child = Command::new(&interpreter)
             .arg(&script)
             .arg(threads.to_string())
