@@ -1,5 +1,5 @@
 //! Every kind of file that comes from outside, with the public function that reads it and what has to hold of what is
-//! accepted. The mutants (`tests/hostile.rs`) and the fuzz targets (`fuzz/`) read through these and nothing else, and begin
+//! accepted. The mutants (`tests/hostile`) and the fuzz targets (`fuzz/`) read through these and nothing else, and begin
 //! with the same files, `fuzz/corpus/FORMAT/`.
 
 use std::fs;
