@@ -33,8 +33,11 @@ fn shapes() -> dsd_kernels::Result<[(Conv2dShape, &'static [Algorithm]); 5]> {
     let shape = Conv2dShape::new;
     let three = Conv2dShape { padding: [1, 1], ..shape([1, 9, 5, 6], 10, [3, 3])? };
     Ok([
-        (three, &[Algorithm::Gemm, Algorithm::Winograd]),
-        (Conv2dShape { padding: [2, 2], dilation: [2, 2], ..three }, &[Algorithm::Gemm, Algorithm::Winograd]),
+        (three, &[Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4]),
+        (
+            Conv2dShape { padding: [2, 2], dilation: [2, 2], ..three },
+            &[Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4],
+        ),
         (Conv2dShape { stride: [2, 2], padding: [1, 1], ..shape([2, 3, 5, 4], 4, [3, 3])? }, &[Algorithm::Gemm]),
         (shape([2, 4, 3, 3], 5, [1, 1])?, &[Algorithm::Gemm]),
         (

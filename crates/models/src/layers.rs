@@ -8,7 +8,7 @@ use dsd_ops::{Activation, Conv2dOptions, ConvTranspose2dOptions, RunningStatisti
 use dsd_random::{Stream, name_hash};
 
 use crate::finite::look;
-use crate::multiply_adds::{counted, is_counting};
+use crate::multiply_adds::{Convolution, counted, is_counting};
 use crate::{Error, Mode, Result, init};
 
 /// The momentum of running statistics: PyTorch's default.
@@ -197,9 +197,9 @@ impl Conv2d {
             let reach = (self.kernel[axis] - 1) * dilation[axis] + 1;
             (size + 2 * padding[axis] + extra_padding[axis]).saturating_sub(reach) / stride[axis] + 1
         };
-        let shape = (batch, out_channels, side(0, height), side(1, width));
-        let outputs = batch * out_channels * shape.2 * shape.3;
-        counted(outputs * group_channels * self.kernel[0] * self.kernel[1], shape, x.dtype())
+        let (input, output) =
+            ([batch, in_channels, height, width], [batch, out_channels, side(0, height), side(1, width)]);
+        counted(Convolution { input, output, kernel: self.kernel, options }, output, x.dtype())
     }
 }
 
@@ -209,16 +209,18 @@ impl Conv2d {
 /// Those of [`dsd_ops::conv_transpose2d`].
 pub(crate) fn conv_transpose2d(x: &Tensor, weight: &Tensor, options: ConvTranspose2dOptions) -> Result<Tensor> {
     if is_counting() {
-        // Every input value is multiplied with every tap of its filters.
-        let (batch, _, height, width) = dsd_ops::check::nchw("conv_transpose2d", "x", x)?;
+        let (batch, in_channels, height, width) = dsd_ops::check::nchw("conv_transpose2d", "x", x)?;
         let (_, group_channels, kernel_height, kernel_width) = weight.dims4()?;
         let ConvTranspose2dOptions { stride, padding, output_padding, dilation, groups } = options;
         let side = |axis: usize, size: usize, kernel: usize| {
             let full = (size - 1) * stride[axis] + (kernel - 1) * dilation[axis] + 1 + output_padding[axis];
             full.saturating_sub(2 * padding[axis])
         };
-        let shape = (batch, group_channels * groups, side(0, height, kernel_height), side(1, width, kernel_width));
-        return counted(x.elem_count() * group_channels * kernel_height * kernel_width, shape, x.dtype());
+        let kernel = [kernel_height, kernel_width];
+        let input = [batch, group_channels * groups, side(0, height, kernel[0]), side(1, width, kernel[1])];
+        let options = Conv2dOptions { stride, padding, dilation, groups, ..Conv2dOptions::default() };
+        let output = [batch, in_channels, height, width];
+        return counted(Convolution { input, output, kernel, options }, input, x.dtype());
     }
     Ok(dsd_ops::conv_transpose2d(x, weight, None, options)?)
 }

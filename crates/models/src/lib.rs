@@ -53,7 +53,7 @@ pub use espnet::{Espnet, EspnetConfig};
 pub use espnetv2::{EspnetV2, EspnetV2Config};
 pub use finite::{first_not_finite, is_finite};
 pub use head::{AuxHead, Classifier};
-pub use multiply_adds::multiply_adds;
+pub use multiply_adds::{Convolution, convolutions, multiply_adds};
 pub use params::{ParamStore, Parameter, tensor_builder};
 pub use saved::{CARD_FILE, ClassInfo, FORMAT_VERSION, ModelCard, Normalisation, SavedModel, WEIGHTS_FILE, load, save};
 pub use segmenter::{Feature, Mode, Output, Segmenter};

@@ -146,6 +146,10 @@ impl Concat {
 }
 
 impl ManyInputs for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
     fn forward(&self, parts: &[&Tensor]) -> candle_core::Result<(CpuStorage, Shape)> {
         by_dtype!("concat", parts[0].dtype(), self.join(parts))
     }

@@ -21,8 +21,8 @@ use candle_core::{
     TensorId, Var, WithDType, bail,
 };
 
-use crate::Result;
 use crate::storage::{from_elements, with_slices};
+use crate::{Result, profile};
 
 thread_local! {
     static CURRENT: RefCell<Option<Record>> = const { RefCell::new(None) };
@@ -95,7 +95,7 @@ fn run_backward(loss: &Tensor, last: bool) -> Result<GradStore> {
         RECEIVED.replace(CURRENT.with_borrow(|record| {
             record.as_ref().map(|record| Received { tape: record.id, gradients: BTreeMap::new() })
         }));
-    let found = loss.backward();
+    let found = profile::backward("candle", &[], || loss.backward());
     let received = RECEIVED.replace(outer);
     let found = found.map_err(crate::Error::from).and_then(|mut gradients| {
         if let Some(received) = received {
@@ -138,12 +138,12 @@ fn sum(a: &Tensor, b: &Tensor) -> CandleResult<Tensor> {
         let values = with_slices::<T, _, _>([a, b], |[a, b]| Ok(dsd_kernels::activation::add_vec(a, b)?))?;
         from_elements(values, a.shape())
     }
-    let (a, b) = (a.contiguous()?, b.contiguous()?);
-    match (a.dtype(), b.dtype()) {
-        (DType::F32, DType::F32) => of::<f32>(&a, &b),
-        (DType::F64, DType::F64) => of::<f64>(&a, &b),
-        _ => a + b,
-    }
+    let parts = [a.contiguous()?, b.contiguous()?];
+    profile::backward("sum of gradients", &parts, || match &parts {
+        [a, b] if (a.dtype(), b.dtype()) == (DType::F32, DType::F32) => of::<f32>(a, b),
+        [a, b] if (a.dtype(), b.dtype()) == (DType::F64, DType::F64) => of::<f64>(a, b),
+        [a, b] => a + b,
+    })
 }
 
 /// Looked up alone, never gone through: its order does not matter, and ids of tensors have none.
@@ -184,6 +184,8 @@ struct Node {
 
 /// An operation on any number of tensors, for [`apply`]. candle's own trait has three forms, of one to three.
 pub(crate) trait ManyInputs: Send + Sync {
+    /// The operation's name.
+    fn name(&self) -> &'static str;
     /// The result without a graph.
     fn forward(&self, inputs: &[&Tensor]) -> CandleResult<(CpuStorage, Shape)>;
     /// A gradient for each input; `None` for those that need none.
@@ -197,14 +199,20 @@ enum Operation {
     Many(Box<dyn ManyInputs>),
 }
 
-impl std::fmt::Debug for Operation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Operation {
+    fn name(&self) -> &'static str {
+        match self {
             Self::One(op) => op.name(),
             Self::Two(op) => op.name(),
             Self::Three(op) => op.name(),
-            Self::Many(_) => "many inputs",
-        })
+            Self::Many(op) => op.name(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -268,12 +276,14 @@ impl Record {
 impl Node {
     fn backward(&self, gradient: &Tensor) -> CandleResult<Vec<Option<Tensor>>> {
         let y = &self.output;
-        Ok(match (&self.operation, self.inputs.as_slice()) {
-            (Operation::One(op), [a]) => vec![op.bwd(a, y, gradient)?],
-            (Operation::Two(op), [a, b]) => <[_; 2]>::from(op.bwd(a, b, y, gradient)?).into(),
-            (Operation::Three(op), [a, b, c]) => <[_; 3]>::from(op.bwd(a, b, c, y, gradient)?).into(),
-            (Operation::Many(op), inputs) => op.backward(inputs, gradient)?,
-            (operation, inputs) => bail!("{operation:?} was recorded with {} inputs", inputs.len()),
+        profile::backward(self.operation.name(), &self.inputs, || {
+            Ok(match (&self.operation, self.inputs.as_slice()) {
+                (Operation::One(op), [a]) => vec![op.bwd(a, y, gradient)?],
+                (Operation::Two(op), [a, b]) => <[_; 2]>::from(op.bwd(a, b, y, gradient)?).into(),
+                (Operation::Three(op), [a, b, c]) => <[_; 3]>::from(op.bwd(a, b, c, y, gradient)?).into(),
+                (Operation::Many(op), inputs) => op.backward(inputs, gradient)?,
+                (operation, inputs) => bail!("{operation:?} was recorded with {} inputs", inputs.len()),
+            })
         })
     }
 }
@@ -346,19 +356,21 @@ fn on_cpu<R, const COUNT: usize>(
 /// `op` on one tensor, on the tape or in candle's graph.
 pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: C) -> CandleResult<Tensor> {
     let forward = |op: &C| on_cpu([x], |[(s, l)]| op.cpu_fwd(s, l));
-    match record(&[x], op, forward, |op| Operation::One(Box::new(op)))? {
+    let name = op.name();
+    profile::forward(name, &[x], || match record(&[x], op, forward, |op| Operation::One(Box::new(op)))? {
         Ok(output) => Ok(output),
         Err(op) => x.apply_op1(op),
-    }
+    })
 }
 
 /// `op` on two tensors.
 pub(crate) fn apply2<C: CustomOp2 + Send + Sync + 'static>(a: &Tensor, b: &Tensor, op: C) -> CandleResult<Tensor> {
     let forward = |op: &C| on_cpu([a, b], |[(s1, l1), (s2, l2)]| op.cpu_fwd(s1, l1, s2, l2));
-    match record(&[a, b], op, forward, |op| Operation::Two(Box::new(op)))? {
+    let name = op.name();
+    profile::forward(name, &[a, b], || match record(&[a, b], op, forward, |op| Operation::Two(Box::new(op)))? {
         Ok(output) => Ok(output),
         Err(op) => a.apply_op2(b, op),
-    }
+    })
 }
 
 /// `op` on three tensors.
@@ -369,16 +381,19 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
     op: C,
 ) -> CandleResult<Tensor> {
     let forward = |op: &C| on_cpu([a, b, c], |[(s1, l1), (s2, l2), (s3, l3)]| op.cpu_fwd(s1, l1, s2, l2, s3, l3));
-    match record(&[a, b, c], op, forward, |op| Operation::Three(Box::new(op)))? {
+    let (name, inputs) = (op.name(), [a, b, c]);
+    profile::forward(name, &inputs, || match record(&inputs, op, forward, |op| Operation::Three(Box::new(op)))? {
         Ok(output) => Ok(output),
         Err(op) => a.apply_op3(b, c, op),
-    }
+    })
 }
 
 /// `op` on any number of tensors; `None` where it belongs into candle's graph.
 pub(crate) fn apply_many<C: ManyInputs + 'static>(inputs: &[&Tensor], op: C) -> CandleResult<Option<Tensor>> {
     let forward = |op: &C| op.forward(inputs);
-    Ok(record(inputs, op, forward, |op| Operation::Many(Box::new(op)))?.ok())
+    let name = op.name();
+    let recorded = || record(inputs, op, forward, |op| Operation::Many(Box::new(op)));
+    Ok(profile::forward(name, inputs, recorded)?.ok())
 }
 
 #[cfg(test)]

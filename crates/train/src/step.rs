@@ -93,8 +93,8 @@ impl Stage<'_> {
                     None => loss,
                 });
             }
-            if !evaluation.shares.is_empty() {
-                shares = evaluation.shares;
+            for (name, share) in evaluation.shares {
+                *shares.entry(name).or_insert(0.0) += share / batches as f64;
             }
             if let Some(sum) = sum {
                 let found = tape.finish(&sum)?;

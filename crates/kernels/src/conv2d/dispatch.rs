@@ -4,7 +4,8 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient, winograd};
+use super::winograd::{self, Tile};
+use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient};
 use crate::fresh::{uninit, written, zeros};
 use crate::gemm::Simd;
 use crate::{Float, Result};
@@ -59,9 +60,21 @@ pub(super) fn choose(shape: &Conv2dShape, exact: bool) -> Algorithm {
     if depthwise::applies(shape) && shape.in_channels > 1 {
         Algorithm::Depthwise
     } else if !exact && winograd::applies(shape) {
-        Algorithm::Winograd
+        match winograd::choose(shape) {
+            Tile::Two => Algorithm::WinogradF2,
+            Tile::Four => Algorithm::WinogradF4,
+        }
     } else {
         Algorithm::Gemm
+    }
+}
+
+/// The tile of one of Winograd's algorithms that can compute the shape.
+fn tile(algorithm: Algorithm, shape: &Conv2dShape) -> Result<Tile> {
+    match algorithm {
+        Algorithm::WinogradF2 if winograd::computes(shape) => Ok(Tile::Two),
+        Algorithm::WinogradF4 if winograd::computes(shape) => Ok(Tile::Four),
+        other => Err(shape.not_for(other)),
     }
 }
 
@@ -73,7 +86,7 @@ impl Passes for f32 {
     fn choose_input_gradient(shape: &Conv2dShape) -> Algorithm {
         match Self::choose(shape) {
             // A product of depth 9, where Winograd would fill its one channel up to a block of 16.
-            Algorithm::Winograd if shape.out_channels == 1 => Algorithm::Gemm,
+            Algorithm::WinogradF2 | Algorithm::WinogradF4 if shape.out_channels == 1 => Algorithm::Gemm,
             other => other,
         }
     }
@@ -127,11 +140,10 @@ impl Passes for f32 {
                 depthwise::forward(shape, x, weight, bias, uninit(y));
             }
             Algorithm::Gemm => implicit::forward(Simd::detect(), shape, x, weight, bias, uninit(y)),
-            Algorithm::Winograd if winograd::applies(shape) => {
-                winograd::forward(shape, x, weight, y);
+            other => {
+                winograd::forward(tile(other, shape)?, shape, x, weight, y);
                 add_bias(shape, bias, y);
             }
-            other => return Err(shape.not_for(other)),
         }
         Ok(())
     }
@@ -151,10 +163,7 @@ impl Passes for f32 {
             Algorithm::Gemm => {
                 input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, uninit(grad_x));
             }
-            Algorithm::Winograd if winograd::applies(shape) => {
-                winograd::backward_input(shape, weight, grad_y, grad_x);
-            }
-            other => return Err(shape.not_for(other)),
+            other => winograd::backward_input(tile(other, shape)?, shape, weight, grad_y, grad_x),
         }
         Ok(())
     }
@@ -172,10 +181,7 @@ impl Passes for f32 {
                 depthwise::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight);
             }
             Algorithm::Gemm => weight_gradient::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight),
-            Algorithm::Winograd if winograd::applies(shape) => {
-                winograd::backward_weight(shape, x, grad_y, grad_weight);
-            }
-            other => return Err(shape.not_for(other)),
+            other => winograd::backward_weight(tile(other, shape)?, shape, x, grad_y, grad_weight),
         }
         Ok(())
     }

@@ -50,8 +50,10 @@ pub enum Algorithm {
     Gemm,
     /// Loops over rows, one plane at a time. One input channel per group.
     Depthwise,
-    /// Winograd's F(4×4, 3×3), or F(2×2, 3×3) on small maps. 3×3 kernels with stride 1 and one group.
-    Winograd,
+    /// Winograd's F(2×2, 3×3), for small maps. 3×3 kernels with stride 1, one group and padding ≤ 2·dilation.
+    WinogradF2,
+    /// Winograd's F(4×4, 3×3). The same shapes.
+    WinogradF4,
 }
 
 impl Algorithm {

@@ -87,8 +87,7 @@ pub(super) fn run(bench: &mut Bench, data: Option<&Path>, peer: bool) -> Result<
             ours_ms,
             peer_ms,
             ratio,
-            ours_peak_mb: None,
-            peer_peak_mb: None,
+            ..Row::default()
         });
     }
     Ok(())

@@ -12,7 +12,7 @@ use dsd_similarity::{
 use dsd_similarity::{PoolWindow, PsdReduction};
 use serde_json::{Value, json};
 
-use super::cases::{Upstream, labels, tensor, var};
+use super::inputs::{Upstream, labels, tensor, var};
 use super::{Bench, Case, memory};
 
 const CLASSES: usize = 19;

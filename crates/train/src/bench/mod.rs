@@ -1,4 +1,4 @@
-//! Benchmarks: kernels, operations, losses, whole training steps and inference.
+//! Benchmarks: kernels, operations, losses, whole training steps and what they grow with, inference, the loader.
 //!
 //! Medians of at least five runs after a warm-up. Inputs are dense and random, so that no zero is skipped; a backward
 //! pass gets a dense random gradient. With `--json FILE` an array of `{"bench", "case", "ours_ms", "peer_ms", "ratio"}`
@@ -6,18 +6,23 @@
 //!
 //! With `--peer torch` the same case runs in PyTorch, ours and theirs in turn, in each of its ways (memory formats;
 //! onnxruntime for inference); the way with the least median counts. A scalar that both compute, such as a loss, has to
-//! agree before anything is timed.
+//! agree before anything is timed. After each turn both sides rest: threads that have worked spin for some milliseconds
+//! more, on the processor of those whose turn it is.
 
-mod cases;
+mod growth;
+mod inputs;
+mod kernels;
 mod loader;
 mod losses;
 mod memory;
 mod networks;
+mod operations;
 mod peer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
@@ -30,7 +35,7 @@ use peer::{Peer, Prepared};
 /// What to time.
 #[derive(clap::Args, Debug)]
 pub struct BenchArguments {
-    /// Groups: kernels, ops, losses, step, infer, loader [default: all but loader].
+    /// Groups: kernels, algorithms, ops, losses, step, growth, infer, loader [default: kernels, ops, losses, step, infer].
     groups: Vec<String>,
     /// Only cases whose name contains this text.
     #[arg(long)]
@@ -47,6 +52,15 @@ pub struct BenchArguments {
     /// Run the same in PyTorch, in turn; DSD_PYTHON names the interpreter. On 2 threads each.
     #[arg(long, value_enum)]
     peer: Option<PeerKind>,
+    /// kernels: the convolutions of this network, at --batch and --size, in place of the listed ones.
+    #[arg(long)]
+    network: Option<String>,
+    /// step: blocks computed again in the backward pass instead of kept.
+    #[arg(long)]
+    recompute: bool,
+    /// step: what each kind of operation takes, in three more steps.
+    #[arg(long)]
+    profile: bool,
     /// Images of a training step.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -68,7 +82,7 @@ enum PeerKind {
 }
 
 /// One timed case.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Row {
     bench: &'static str,
     case: String,
@@ -79,6 +93,15 @@ struct Row {
     ours_peak_mb: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_peak_mb: Option<f64>,
+    /// kernels: how often the network has this shape.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times: Option<usize>,
+    /// algorithms: the error with inputs of mean zero and after a ReLU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors: Option<[f64; 2]>,
+    /// growth: the exponent of the work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exponent: Option<f64>,
 }
 
 /// Runs of a case before the ones that count.
@@ -87,6 +110,8 @@ const WARM_UP: usize = 2;
 const RUNS: usize = 5;
 /// Runs that count, at most.
 const MOST_RUNS: usize = 200;
+/// After a turn of either side of a comparison.
+const REST: Duration = Duration::from_millis(30);
 /// Threads of each side of a comparison.
 const THREADS: usize = 2;
 /// Of the values of both sides: |difference| over 1 + |value|.
@@ -99,6 +124,9 @@ struct Bench {
     seconds: f64,
     batch: usize,
     size: Option<[usize; 2]>,
+    network: Option<String>,
+    recompute: bool,
+    profile: bool,
     peer: Option<Peer>,
     rows: Vec<Row>,
 }
@@ -112,11 +140,14 @@ struct Case<'a> {
     peer: Value,
     /// Resident memory in MB before the case was built, where its peak is of interest.
     resident: Option<f64>,
+    /// How often a network has it.
+    times: usize,
+    errors: Option<[f64; 2]>,
 }
 
 impl<'a> Case<'a> {
     fn new(name: &'a str, peer: Value) -> Self {
-        Self { name, work: 0.0, peer, resident: None }
+        Self { name, work: 0.0, peer, resident: None, times: 1, errors: None }
     }
 }
 
@@ -147,7 +178,7 @@ impl Bench {
 
     /// Times `run`, which gives the value of a scalar or nothing.
     fn case(&mut self, case: Case<'_>, mut run: impl FnMut() -> crate::Result<Option<f64>>) -> Result<()> {
-        let Case { name, work, peer, resident } = case;
+        let Case { name, work, peer, resident, times, errors } = case;
         if !self.wants(name) {
             return Ok(());
         }
@@ -179,8 +210,10 @@ impl Bench {
             run()?;
             ours.push(begun.elapsed().as_secs_f64() * 1e3);
             if let Some(other) = self.peer.as_mut() {
+                sleep(REST);
                 for (way, times) in ways.iter().zip(&mut theirs) {
                     times.push(other.time(way).with_context(|| name.to_string())?);
+                    sleep(REST);
                 }
             }
         }
@@ -203,13 +236,40 @@ impl Bench {
                 line.push_str(&format!("  {side} {peak:.0} MB"));
             }
         }
+        if let Some([mean_zero, rectified]) = errors {
+            line.push_str(&format!("  error {mean_zero:.1e}, after a ReLU {rectified:.1e}"));
+        }
         if let Some(reason) = absent {
             line.push_str(&format!("  no peer: {reason}"));
         }
         say_line!("{line}")?;
         let peer_ms = best.map(|(_, times)| times.median);
         let case = name.to_string();
-        self.rows.push(Row { bench: self.bench, case, ours_ms: median, peer_ms, ratio, ours_peak_mb, peer_peak_mb });
+        let times = (times > 1).then_some(times);
+        self.rows.push(Row {
+            bench: self.bench,
+            case,
+            ours_ms: median,
+            peer_ms,
+            ratio,
+            ours_peak_mb,
+            peer_peak_mb,
+            times,
+            errors,
+            exponent: None,
+        });
+        Ok(())
+    }
+
+    /// A row of several cases together.
+    fn sum(&mut self, case: String, ours_ms: f64, peer_ms: Option<f64>, work: f64) -> Result<()> {
+        let ratio = peer_ms.map(|peer| peer / ours_ms);
+        let mut line = format!("{:8} {case:48} {ours_ms:9.2} ms  {:8.1} GFLOP/s", self.bench, work / ours_ms / 1e6);
+        if let (Some(peer), Some(ratio)) = (peer_ms, ratio) {
+            line.push_str(&format!("  peer {peer:.2} ms  ratio {ratio:.2}"));
+        }
+        say_line!("{line}")?;
+        self.rows.push(Row { bench: self.bench, case, ours_ms, peer_ms, ratio, ..Row::default() });
         Ok(())
     }
 }
@@ -221,16 +281,19 @@ type Group = (&'static str, fn(&mut Bench) -> Result<()>);
 /// # Errors
 /// An unknown group; a case that fails, by name; a file that cannot be written.
 pub fn run(arguments: &BenchArguments) -> Result<()> {
-    let groups: [Group; 5] = [
-        ("kernels", cases::kernels),
-        ("ops", cases::ops),
-        ("losses", losses::losses),
-        ("step", networks::step),
-        ("infer", networks::infer),
+    // Those that run where none was asked for, and those that have to be.
+    let groups: [(Group, bool); 7] = [
+        (("kernels", kernels::kernels), true),
+        (("algorithms", kernels::algorithms), false),
+        (("ops", operations::ops), true),
+        (("losses", losses::losses), true),
+        (("step", networks::step), true),
+        (("growth", growth::growth), false),
+        (("infer", networks::infer), true),
     ];
-    let known = |name: &str| name == "loader" || groups.iter().any(|(known, _)| *known == name);
+    let known = |name: &str| name == "loader" || groups.iter().any(|((known, _), _)| *known == name);
     if let Some(unknown) = arguments.groups.iter().find(|name| !known(name)) {
-        bail!("no group {unknown}; there are {}, loader", groups.map(|(name, _)| name).join(", "));
+        bail!("no group {unknown}; there are {}, loader", groups.map(|((name, _), _)| name).join(", "));
     }
     // The loader has a peer of its own.
     let others = arguments.groups.is_empty() || arguments.groups.iter().any(|name| name != "loader");
@@ -245,11 +308,14 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
         seconds: arguments.seconds,
         batch: usize::from(arguments.batch),
         size,
+        network: arguments.network.clone(),
+        recompute: arguments.recompute,
+        profile: arguments.profile,
         peer,
         rows: Vec::new(),
     };
-    for (name, group) in groups {
-        if arguments.groups.is_empty() || arguments.groups.iter().any(|asked| asked == name) {
+    for ((name, group), unasked) in groups {
+        if (arguments.groups.is_empty() && unasked) || arguments.groups.iter().any(|asked| asked == name) {
             bench.bench = name;
             group(&mut bench)?;
         }

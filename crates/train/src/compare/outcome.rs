@@ -59,7 +59,7 @@ pub struct MethodOutcome {
     pub difference: Option<Sample>,
     /// The same by class, in class order.
     pub class_differences: Vec<ClassDifference>,
-    /// Mean seconds of a training step, waiting for its batch included.
+    /// Median seconds of a training step, waiting for its batch included; the mean of the runs.
     pub seconds_per_step: Option<f64>,
     /// The most memory that was held during a training step with any seed, bytes.
     pub peak_bytes: Option<u64>,
@@ -87,7 +87,7 @@ pub struct RunOutcome {
     pub best_step: u64,
     /// IoU of the last step by class.
     pub iou: ClassValues,
-    /// Mean seconds of a training step, waiting for its batch included.
+    /// Median seconds of a training step, waiting for its batch included.
     pub seconds_per_step: Option<f64>,
     /// The most memory that was held during a training step, bytes.
     pub peak_bytes: Option<u64>,
@@ -181,7 +181,7 @@ impl RunOutcome {
             best_miou: finished.metrics.miou,
             best_step: finished.best_step,
             iou: finished.last.map(|last| last.iou).unwrap_or_default(),
-            seconds_per_step: times.map(|times| times.step_seconds / finished.steps.max(1) as f64),
+            seconds_per_step: times.as_ref().and_then(Times::step_seconds),
             peak_bytes: times.and_then(|times| times.peak_bytes),
         }
     }

@@ -59,13 +59,13 @@ impl Settings {
 
 /// Outputs of a tile, M×M.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tile {
+pub(super) enum Tile {
     Two,
     Four,
 }
 
-/// True for the shapes that this algorithm computes, in all three passes, faster than a matrix product would.
-pub(crate) fn applies(shape: &Conv2dShape) -> bool {
+/// True for the shapes that [`choose`]'s tile computes, in all three passes, faster than a matrix product would.
+pub(super) fn applies(shape: &Conv2dShape) -> bool {
     let [fewer, more] = {
         let (c, k) = (shape.in_channels, shape.out_channels);
         [c.min(k), c.max(k)]
@@ -80,13 +80,13 @@ pub(crate) fn applies(shape: &Conv2dShape) -> bool {
 }
 
 /// True for the shapes that this algorithm can compute.
-fn computes(shape: &Conv2dShape) -> bool {
+pub(super) fn computes(shape: &Conv2dShape) -> bool {
     let fits = |axis: usize| shape.padding[axis] <= 2 * shape.dilation[axis] && shape.extra_padding[axis] == 0;
     shape.kernel == [3, 3] && shape.stride == [1, 1] && shape.groups == 1 && fits(0) && fits(1) && shape.batch > 0
 }
 
 /// The tile with less work. Transforming the weights is worth about ten tiles, whatever the channels.
-fn choose(shape: &Conv2dShape) -> Tile {
+pub(super) fn choose(shape: &Conv2dShape) -> Tile {
     let work = |tile, places: usize| multiplications(shape, tile) + 10 * places;
     if work(Tile::Two, 16) < work(Tile::Four, 36) { Tile::Two } else { Tile::Four }
 }
@@ -103,20 +103,20 @@ fn multiplications(shape: &Conv2dShape, tile: Tile) -> usize {
     shape.batch * down * across * places
 }
 
-/// Overwrites `y` [N,K,Ho,Wo] with the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3]; `shape` is one that
-/// [`applies`].
-pub(crate) fn forward(shape: &Conv2dShape, x: &[f32], weight: &[f32], y: &mut [f32]) {
-    convolve(Settings::new(), choose(shape), &Layer::forward(shape), x, weight, y);
+/// Overwrites `y` [N,K,Ho,Wo] with the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3]; `shape` is one that this
+/// [`computes`].
+pub(super) fn forward(tile: Tile, shape: &Conv2dShape, x: &[f32], weight: &[f32], y: &mut [f32]) {
+    convolve(Settings::new(), tile, &Layer::forward(shape), x, weight, y);
 }
 
-/// Overwrites `grad_x` [N,C,H,W] with the gradient of the input; `shape` is one that [`applies`].
-pub(crate) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32], grad_x: &mut [f32]) {
-    convolve(Settings::new(), choose(shape), &Layer::backward_input(shape), grad_y, weight, grad_x);
+/// Overwrites `grad_x` [N,C,H,W] with the gradient of the input; `shape` is one that this [`computes`].
+pub(super) fn backward_input(tile: Tile, shape: &Conv2dShape, weight: &[f32], grad_y: &[f32], grad_x: &mut [f32]) {
+    convolve(Settings::new(), tile, &Layer::backward_input(shape), grad_y, weight, grad_x);
 }
 
-/// Overwrites `grad_weight` [K,C,3,3] with the gradient of the weights; `shape` is one that [`applies`].
-pub(crate) fn backward_weight(shape: &Conv2dShape, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
-    weight_gradient(Settings::new(), choose(shape), &Layer::forward(shape), x, grad_y, grad_weight);
+/// Overwrites `grad_weight` [K,C,3,3] with the gradient of the weights; `shape` is one that this [`computes`].
+pub(super) fn backward_weight(tile: Tile, shape: &Conv2dShape, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
+    weight_gradient(Settings::new(), tile, &Layer::forward(shape), x, grad_y, grad_weight);
 }
 
 fn convolve(settings: Settings, tile: Tile, layer: &Layer, x: &[f32], weight: &[f32], y: &mut [f32]) {
