@@ -131,25 +131,14 @@ fn wrap(error: dsd_kernels::Error) -> crate::Error {
     crate::Error::Ops(error.into())
 }
 
-fn listed() -> Vec<Conv2dShape> {
-    let shape =
-        |&(input, out_channels, kernel, stride, dilation, groups): &([usize; 4], usize, usize, usize, usize, usize)| {
-            let [batch, in_channels, in_height, in_width] = input;
-            Conv2dShape {
-                batch,
-                in_channels,
-                in_height,
-                in_width,
-                out_channels,
-                kernel: [kernel; 2],
-                stride: [stride; 2],
-                padding: [dilation * (kernel / 2); 2],
-                extra_padding: [0, 0],
-                dilation: [dilation; 2],
-                groups,
-            }
-        };
-    SHAPES.iter().map(shape).collect()
+fn listed() -> Result<Vec<Conv2dShape>> {
+    let mut shapes = Vec::with_capacity(SHAPES.len());
+    for (input, out_channels, kernel, stride, dilation, groups) in SHAPES {
+        let plain = Conv2dShape::new(input, out_channels, [kernel; 2]).map_err(wrap)?;
+        let padding = [dilation * (kernel / 2); 2];
+        shapes.push(Conv2dShape { stride: [stride; 2], padding, dilation: [dilation; 2], groups, ..plain });
+    }
+    Ok(shapes)
 }
 
 /// The different convolutions of a network, and how often it has each.
@@ -192,7 +181,7 @@ fn shown(shape: &Conv2dShape) -> String {
 pub(super) fn kernels(bench: &mut Bench) -> Result<()> {
     let shapes = match bench.network.clone() {
         Some(name) => of_network(bench, &name)?,
-        None => listed().into_iter().map(|shape| (shape, 1)).collect(),
+        None => listed()?.into_iter().map(|shape| (shape, 1)).collect(),
     };
     let mut sums: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
     for (shape, times) in shapes {
@@ -250,7 +239,7 @@ fn kind(shape: &Conv2dShape) -> &'static str {
 
 /// Each algorithm that can compute a shape: its time, and its error on inputs of mean zero and after a ReLU.
 pub(super) fn algorithms(bench: &mut Bench) -> Result<()> {
-    for shape in listed() {
+    for shape in listed()? {
         let name = shown(&shape);
         for pass in Pass::ALL {
             if !bench.wants(&format!("{name} {}", pass.name())) {

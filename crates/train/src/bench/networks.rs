@@ -96,6 +96,8 @@ impl Step {
         let own = |tensor: &Tensor| -> crate::Result<Tensor> { Ok(Var::from_tensor(&tensor.detach())?.into_inner()) };
         let mut student = self.student.forward(&self.images, Mode::Eval)?;
         student.logits = own(&student.logits)?;
+        // It would bring a term of its own.
+        student.aux_logits = None;
         for feature in &mut student.features {
             feature.tensor = own(&feature.tensor)?;
         }
