@@ -12,8 +12,8 @@ fn bench_runs_every_case_and_writes_rows_that_programs_read() {
     let printed = succeed(&mut dsd(&["bench", "kernels", "ops", "losses", "--seconds", "0.001", "--json", out]));
     let rows = json(&path);
     let rows = rows.as_array().unwrap();
-    // 16 convolutions in three passes, 9 operations, 16 losses.
-    assert_eq!(rows.len(), 16 * 3 + 9 + 16);
+    // 16 convolutions in three passes, 9 operations, 17 losses.
+    assert_eq!(rows.len(), 16 * 3 + 9 + 17);
     assert_eq!(printed.lines().count(), rows.len());
     for row in rows {
         assert!(["kernels", "ops", "losses"].contains(&row["bench"].as_str().unwrap()), "{row}");

@@ -1,7 +1,7 @@
 """The other side of `dsd bench --peer torch`: the same cases in PyTorch, asked for by lines of JSON on standard input.
 
     {"prepare": CASE}  ->  {"ways": [..], "value": V, "peak_mb": M}, or {"absent": REASON}
-    {"run": WAY}       ->  {"ms": T}
+    {"run": WAY, "seconds": S}  ->  {"ms": T}, as `turn` in crates/train/src/bench/mod.rs
     an error           ->  {"error": TEXT}
 
 A way is a memory format, or onnxruntime where a network infers. Networks are those that crates/models/tests/reference
@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "crates" / "models" / "tests" / "reference"), str(ROO
 FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 IGNORED = 255
 WARM_UP = 2
+LONG_RUN = 10.0
 
 
 class Absent(Exception):
@@ -49,8 +50,8 @@ class Convolution:
     def __init__(self, case):
         kernel, groups = case["kernel"], case["groups"]
         self.x = torch.randn(case["x"])
-        self.w = torch.randn(case["out_channels"], case["x"][1] // groups, kernel, kernel)
-        self.options = [[case[key]] * 2 for key in ("stride", "padding", "dilation")]
+        self.w = torch.randn(case["out_channels"], case["x"][1] // groups, *kernel)
+        self.options = [case[key] for key in ("stride", "padding", "dilation")]
         self.groups, self.which = groups, case["pass"]
         self.g = torch.randn_like(F.conv2d(self.x, self.w, None, *self.options, groups))
 
@@ -137,8 +138,7 @@ def attention_transfer(student, teacher):
     return total
 
 
-def pairwise_kd(s, t):
-    window = [max(1, side // 2) for side in s.shape[2:]]
+def pairwise_kd(s, t, window):
     a, b = (F.normalize(F.max_pool2d(x, window, window, ceil_mode=True).flatten(2), dim=1) for x in (s, t))
     return (a.mT @ a - b.mT @ b).pow(2).mean()
 
@@ -211,7 +211,10 @@ class Loss:
             "dist kd": lambda x: dist_kd(*x["logits"]),
             "attention transfer, two layers": lambda x: attention_transfer(x["student"], x["teacher"]),
             "fitnet": lambda x: F.mse_loss(x["student"][0], x["teacher"][0]),
-            "pairwise kd, half windows": lambda x: pairwise_kd(x["student"][0], x["teacher"][0]),
+            "pairwise kd, half windows": lambda x: pairwise_kd(
+                x["student"][0], x["teacher"][0], [side // 2 for side in x["student"][0].shape[2:]]
+            ),
+            "pairwise kd, every position": lambda x: pairwise_kd(x["student"][0], x["teacher"][0], 1),
             "ifvd": lambda x: ifvd(x["student"][0], x["teacher"][0], self.labels, classes),
             "cross-image kd, pooled by 4": lambda x: cross_image_kd(x["student"][0], x["teacher"][0]),
             "cross-entropy": lambda x: F.cross_entropy(x["logits"][0], self.labels, ignore_index=IGNORED),
@@ -451,11 +454,18 @@ def prepare(case):
     return made, {"ways": made.ways, "value": value, "peak_mb": peak}
 
 
-def timed(made, way):
+def mean(made, seconds):
+    begun, runs = time.perf_counter(), 0
+    while runs == 0 or time.perf_counter() - begun < seconds:
+        made.run()
+        runs += 1
+    return (time.perf_counter() - begun) / runs
+
+
+def timed(made, way, seconds):
     made.use(way)
-    begun = time.perf_counter()
-    made.run()
-    return {"ms": 1e3 * (time.perf_counter() - begun)}
+    first = mean(made, seconds)
+    return {"ms": 1e3 * (first if first > LONG_RUN * seconds else mean(made, seconds))}
 
 
 def main():
@@ -471,7 +481,7 @@ def main():
                 made = None
                 made, answer = prepare(question["prepare"])
             else:
-                answer = timed(made, question["run"])
+                answer = timed(made, question["run"], question["seconds"])
         except Absent as reason:
             answer = {"absent": str(reason)}
         except Exception as error:  # The program says it and ends.

@@ -63,7 +63,7 @@ fn pixels() -> CrossEntropyOptions<'static> {
     CrossEntropyOptions { ignore_label: dsd_data::IGNORE, class_weights: None }
 }
 
-const LOSSES: [Loss; 16] = [
+const LOSSES: [Loss; 17] = [
     ("psd, two layers", |x| similarity::psd(&x.layers, &x.teacher, None, Psd::paper_reading())),
     ("csd", |x| similarity::csd(x.student_logits.as_tensor(), &x.teacher_logits, None, Csd::paper_reading())),
     ("pixel kd", |x| {
@@ -95,6 +95,9 @@ const LOSSES: [Loss; 16] = [
     ("pairwise kd, half windows", |x| {
         let settings = PairwiseKd { window: PoolWindow::Share(0.5), average: false };
         similarity::pairwise_kd(&x.layers[0], &x.teacher[0], None, settings)
+    }),
+    ("pairwise kd, every position", |x| {
+        similarity::pairwise_kd(&x.layers[0], &x.teacher[0], None, PairwiseKd::unpooled())
     }),
     ("ifvd", |x| similarity::ifvd(&x.layers[0], &x.teacher[0], &x.labels, None, Ifvd { num_classes: CLASSES })),
     ("cross-image kd, pooled by 4", |x| {

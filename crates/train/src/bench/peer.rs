@@ -83,9 +83,12 @@ impl Peer {
         Ok(Ok(serde_json::from_value(answer)?))
     }
 
-    /// One run of the prepared case in one of its ways, in milliseconds.
-    pub(super) fn time(&mut self, way: &str) -> Result<f64> {
-        self.ask(&json!({ "run": way }))?.get("ms").and_then(Value::as_f64).context("the peer gave no time")
+    /// A turn of so many seconds of the prepared case in one of its ways: milliseconds of a run.
+    pub(super) fn time(&mut self, way: &str, seconds: f64) -> Result<f64> {
+        self.ask(&json!({ "run": way, "seconds": seconds }))?
+            .get("ms")
+            .and_then(Value::as_f64)
+            .context("the peer gave no time")
     }
 
     /// Writes tensors where the peer reads them; the path.
