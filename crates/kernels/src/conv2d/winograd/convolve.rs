@@ -31,8 +31,6 @@ struct Pass<'a, V, const M: usize, const A: usize> {
     x: &'a [f32],
     weight: &'a [f32],
     y: Shared<'a, f32>,
-    /// Blocks per plane of the transformed weights of a block of output channels.
-    filters_stride: usize,
     variant: PhantomData<V>,
 }
 
@@ -51,7 +49,6 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
         x,
         weight,
         y: Shared::new(y),
-        filters_stride: layer.in_blocks() * CHANNELS + SKEW,
         variant: PhantomData,
     };
     let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
@@ -69,48 +66,79 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
 impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
     fn by_tiles(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
-        let mut filters = Scratch::take(out_blocks * A * A * self.filters_stride);
+        let filters_stride = in_blocks * CHANNELS + SKEW;
+        let filters_len = A * A * filters_stride;
+        let mut filters = Scratch::take(out_blocks * filters_len);
         let shared = Shared::new(&mut filters);
         for_each_task(out_blocks, |block| {
-            let len = A * A * self.filters_stride;
             #[allow(unsafe_code, reason = "tasks write disjoint parts")]
             // SAFETY: each block of output channels has its own part.
-            let transformed = unsafe { shared.part(block * len, len) };
-            self.transform_filters(block, transformed);
+            let transformed = unsafe { shared.part(block * filters_len, filters_len) };
+            self.transform_filters(block, 0..in_blocks, filters_stride, transformed);
         });
         let filters = &filters[..];
 
-        // Many channels: more tiles per task, because each task reads all the weights. Four tasks at least.
+        // Many channels: more tiles per task, because each task reads all the weights. Four tasks at least, and an even
+        // number of nearly equal ones.
         let wanted = if in_blocks > 8 { 96 } else { 48 };
-        let per_task = (wanted / self.grid.strip_tiles()).clamp(1, self.grid.strips.div_ceil(4));
-        for_each_task(self.grid.strips.div_ceil(per_task), |task| {
-            let first = task * per_task;
-            let strips = first..(first + per_task).min(self.grid.strips);
-            let tiles_stride = per_task * self.grid.strip_tiles();
-            let values_stride = in_blocks * tiles_stride + SKEW;
+        let (strips, strip_tiles) = (self.grid.strips, self.grid.strip_tiles());
+        let tasks = (strips * strip_tiles).div_ceil(wanted).max(4).next_multiple_of(2).min(strips);
+        let tiles_stride = strips.div_ceil(tasks) * strip_tiles;
+        let values_stride = in_blocks * tiles_stride + SKEW;
+        let products_stride = tiles_stride + SKEW;
+        // Several blocks of output channels read V together where it does not fit into the cache.
+        let group = (in_blocks / 4).clamp(1, GROUP);
+        for_each_task(tasks, |task| {
+            let strips = task * strips / tasks..(task + 1) * strips / tasks;
             let mut values = Scratch::take(A * A * values_stride);
             let shared = Shared::new(&mut values);
-            for strip in strips.clone() {
+            for (place, strip) in strips.clone().enumerate() {
                 for block in 0..in_blocks {
-                    self.transform_strip(strip, block, &shared, values_stride, tiles_stride, strip - first);
+                    self.transform_strip(strip, block, &shared, values_stride, tiles_stride, place);
                 }
             }
-            // Several blocks of output channels read V together where it does not fit into the cache.
-            let group = (in_blocks / 4).clamp(1, GROUP);
-            for (index, filters) in filters.chunks(group * A * A * self.filters_stride).enumerate() {
-                self.finish(strips.clone(), index * group, &values, values_stride, tiles_stride, filters);
+            let mut products = Scratch::take(group * A * A * products_stride);
+            for (index, filters) in filters.chunks(group * filters_len).enumerate() {
+                let blocks = filters.len() / filters_len;
+                let products = &mut products[..blocks * A * A * products_stride];
+                self.settings.instructions.run(TileProducts {
+                    planes: A * A,
+                    values: &values,
+                    values_stride,
+                    tiles_stride,
+                    tiles: strips.len() * strip_tiles,
+                    filters,
+                    filters_stride,
+                    in_blocks,
+                    products,
+                    products_stride,
+                    add: false,
+                });
+                self.finish(strips.clone(), index * group, products, products_stride);
             }
         });
     }
 
     fn by_filters(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
+        let strip_tiles = self.grid.strip_tiles();
         // Many tiles at a time, because the weights are transformed each time.
         let limits = self.settings.limits;
         let tiles = (limits.round_blocks / (A * A * in_blocks)).clamp(limits.round_tiles[0], limits.round_tiles[1]);
-        let at_once = (tiles / self.grid.strip_tiles()).clamp(1, self.grid.strips);
-        let tiles_stride = at_once * self.grid.strip_tiles();
+        let at_once = (tiles / strip_tiles).clamp(1, self.grid.strips);
+        let tiles_stride = at_once * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
+        let products_stride = tiles_stride + SKEW;
+        let products_len = A * A * products_stride;
+        // Few tiles: the products of all planes stay in the cache, and so do the weights that meet them, if they are
+        // taken part by part.
+        let (group, part) = if products_len <= limits.cached_product_blocks {
+            (2.min(out_blocks), limits.part_blocks.min(in_blocks))
+        } else {
+            ((out_blocks / 4).clamp(1, GROUP), in_blocks)
+        };
+        let filters_stride = part * CHANNELS + SKEW;
+        let filters_len = A * A * filters_stride;
         let mut values = Scratch::take(A * A * values_stride);
         for first in (0..self.grid.strips).step_by(at_once) {
             let strips = first..(first + at_once).min(self.grid.strips);
@@ -120,27 +148,43 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
                 self.transform_strip(first + place, block, &shared, values_stride, tiles_stride, place);
             });
             let values = &values[..];
-            let group = (out_blocks / 4).clamp(1, GROUP);
             for_each_task(out_blocks.div_ceil(group), |task| {
                 let blocks = task * group..((task + 1) * group).min(out_blocks);
-                let len = A * A * self.filters_stride;
-                let mut filters = Scratch::take(blocks.len() * len);
-                for (block, filters) in blocks.clone().zip(filters.chunks_exact_mut(len)) {
-                    self.transform_filters(block, filters);
+                let mut filters = Scratch::take(blocks.len() * filters_len);
+                let mut products = Scratch::take(blocks.len() * products_len);
+                for first in (0..in_blocks).step_by(part) {
+                    let in_blocks = first..(first + part).min(in_blocks);
+                    for (block, filters) in blocks.clone().zip(filters.chunks_exact_mut(filters_len)) {
+                        self.transform_filters(block, in_blocks.clone(), filters_stride, filters);
+                    }
+                    self.settings.instructions.run(TileProducts {
+                        planes: A * A,
+                        values: &values[first * tiles_stride..],
+                        values_stride,
+                        tiles_stride,
+                        tiles: strips.len() * strip_tiles,
+                        filters: &filters,
+                        filters_stride,
+                        in_blocks: in_blocks.len(),
+                        products: &mut products,
+                        products_stride,
+                        add: first > 0,
+                    });
                 }
-                self.finish(strips.clone(), blocks.start, values, values_stride, tiles_stride, &filters);
+                self.finish(strips.clone(), blocks.start, &products, products_stride);
             });
         }
     }
 
-    /// U of one block of output channels.
-    fn transform_filters(&self, block: usize, transformed: &mut [Block]) {
+    /// U from some blocks of input channels to one block of output channels.
+    fn transform_filters(&self, block: usize, in_blocks: Range<usize>, stride: usize, transformed: &mut [Block]) {
         self.settings.instructions.run(Filters::<V::Filter, A> {
             weight: self.weight,
             layer: self.layer,
             block,
+            in_blocks,
             transformed,
-            stride: self.filters_stride,
+            stride,
             transform: PhantomData,
         });
     }
@@ -175,40 +219,16 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
         });
     }
 
-    /// M and the outputs of some strips and of the blocks of output channels from `first_block` on whose transformed
-    /// weights come as `filters`. No two calls that run at once share a strip and a block.
-    fn finish(
-        &self,
-        strips: Range<usize>,
-        first_block: usize,
-        values: &[Block],
-        values_stride: usize,
-        tiles_stride: usize,
-        filters: &[Block],
-    ) {
-        let strip_tiles = self.grid.strip_tiles();
-        let products_stride = tiles_stride + SKEW;
-        let blocks = filters.len() / (A * A * self.filters_stride);
-        let mut products = Scratch::take(blocks * A * A * products_stride);
-        self.settings.instructions.run(TileProducts {
-            planes: A * A,
-            values,
-            values_stride,
-            tiles_stride,
-            tiles: strips.len() * strip_tiles,
-            filters,
-            filters_stride: self.filters_stride,
-            in_blocks: self.layer.in_blocks(),
-            products: &mut products,
-            products_stride,
-        });
-        let mut pixels = Scratch::take(M * self.grid.strip_width(M));
+    /// The outputs of some strips and of the blocks of output channels from `first_block` on whose products are given.
+    /// No two calls that run at once share a strip and a block.
+    fn finish(&self, strips: Range<usize>, first_block: usize, products: &[Block], products_stride: usize) {
+        let mut pixels = Scratch::take(A * self.grid.strip_width(M));
         for (index, products) in products.chunks_exact(A * A * products_stride).enumerate() {
             for (place, strip) in strips.clone().enumerate() {
                 self.settings.instructions.run(FromTiles::<V::Output, A, M> {
                     products,
                     stride: products_stride,
-                    first: place * strip_tiles,
+                    first: place * self.grid.strip_tiles(),
                     layer: self.layer,
                     grid: &self.grid,
                     strip: self.grid.strip(strip),

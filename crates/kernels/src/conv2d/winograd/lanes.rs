@@ -72,8 +72,8 @@ pub(super) trait Lanes: Copy {
     fn mul(self, factor: Self) -> Self;
     /// `self · factor + addend`, rounded once where the processor can.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Row i, column j of the square goes to row j, column i.
-    fn transpose(square: &mut [Self; WIDTH]);
+    /// Column j of eight rows becomes vector j.
+    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH];
 
     /// Eight zeros.
     #[inline(always)]
@@ -91,18 +91,6 @@ pub(super) trait Lanes: Copy {
     #[inline(always)]
     fn plus(self, factor: f32, other: Self) -> Self {
         other.mul_add(Self::splat(factor), self)
-    }
-
-    /// Reads the first eight values of a slice; zeros where it is shorter.
-    #[inline(always)]
-    fn load_some(from: &[f32]) -> Self {
-        if let Some(full) = from.first_chunk() {
-            Self::load(full)
-        } else {
-            let mut padded = [0.0; WIDTH];
-            padded[..from.len()].copy_from_slice(from);
-            Self::load(&padded)
-        }
     }
 
     /// Writes to the first eight values of a slice, or to as many as there are.
@@ -159,14 +147,8 @@ impl Lanes for [f32; WIDTH] {
         self.mul(factor).add(addend)
     }
     #[inline(always)]
-    fn transpose(square: &mut [Self; WIDTH]) {
-        for row in 0..WIDTH {
-            for column in 0..row {
-                let below = square[row][column];
-                square[row][column] = square[column][row];
-                square[column][row] = below;
-            }
-        }
+    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
+        std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
     }
 }
 
@@ -214,32 +196,30 @@ impl Lanes for Avx2 {
         Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
     }
     #[inline(always)]
-    fn transpose(square: &mut [Self; WIDTH]) {
-        let [a, b, c, d, e, f, g, h] = *square;
-        // SAFETY: as above; all of these move values between registers.
-        unsafe {
-            // 2 × 2 squares, then 4 × 4 squares, then the two halves of each register.
-            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
-            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
-            let (ef_low, ef_high) = (_mm256_unpacklo_ps(e.0, f.0), _mm256_unpackhi_ps(e.0, f.0));
-            let (gh_low, gh_high) = (_mm256_unpacklo_ps(g.0, h.0), _mm256_unpackhi_ps(g.0, h.0));
-            let top = [
-                _mm256_shuffle_ps::<0x44>(ab_low, cd_low),
-                _mm256_shuffle_ps::<0xEE>(ab_low, cd_low),
-                _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
-                _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
-            ];
-            let bottom = [
-                _mm256_shuffle_ps::<0x44>(ef_low, gh_low),
-                _mm256_shuffle_ps::<0xEE>(ef_low, gh_low),
-                _mm256_shuffle_ps::<0x44>(ef_high, gh_high),
-                _mm256_shuffle_ps::<0xEE>(ef_high, gh_high),
-            ];
-            for i in 0..4 {
-                square[i] = Self(_mm256_permute2f128_ps::<0x20>(top[i], bottom[i]));
-                square[i + 4] = Self(_mm256_permute2f128_ps::<0x31>(top[i], bottom[i]));
+    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
+        let mut columns = [Self::zero(); WIDTH];
+        for half in 0..2 {
+            // The halves of rows that lie four apart, side by side: what is left is to transpose squares of 4 × 4.
+            let mut pairs = [Self::zero(); 4];
+            for row in 0..4 {
+                let [low, high] = [&rows[row].as_chunks::<4>().0[half], &rows[row + 4].as_chunks::<4>().0[half]];
+                // SAFETY: the processor has AVX2 and FMA, see the type; the chunks have four values each.
+                let [low, high] = unsafe { [_mm_loadu_ps(low.as_ptr()), _mm_loadu_ps(high.as_ptr())] };
+                // SAFETY: as above.
+                pairs[row] = Self(unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high) });
+            }
+            let [a, b, c, d] = pairs;
+            // SAFETY: as above; these move values between registers.
+            unsafe {
+                let (ab_low, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+                let (cd_low, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+                columns[4 * half] = Self(_mm256_shuffle_ps::<0x44>(ab_low, cd_low));
+                columns[4 * half + 1] = Self(_mm256_shuffle_ps::<0xEE>(ab_low, cd_low));
+                columns[4 * half + 2] = Self(_mm256_shuffle_ps::<0x44>(ab_high, cd_high));
+                columns[4 * half + 3] = Self(_mm256_shuffle_ps::<0xEE>(ab_high, cd_high));
             }
         }
+        columns
     }
 }
 

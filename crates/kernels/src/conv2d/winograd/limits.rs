@@ -18,6 +18,10 @@ pub(super) struct Limits {
     pub(super) round_blocks: usize,
     /// if that is between these many tiles: the weights are transformed for each round.
     pub(super) round_tiles: [usize; 2],
+    /// Products of one block of output channels up to this stay in the cache; then the weights are transformed ...
+    pub(super) cached_product_blocks: usize,
+    /// ... for so many blocks of input channels at a time.
+    pub(super) part_blocks: usize,
     /// Transformed tiles of inputs and gradients that are held at once for the gradient of the weights,
     pub(super) gradient_round_blocks: usize,
     /// if that is at least these many tiles.
@@ -34,6 +38,8 @@ impl Limits {
         held_filter_blocks: 32 * MEGABYTE,
         round_blocks: 16 * MEGABYTE,
         round_tiles: [64, 256],
+        cached_product_blocks: MEGABYTE / 8,
+        part_blocks: 4,
         gradient_round_blocks: 3 * MEGABYTE,
         gradient_round_tiles: 128,
         sum_blocks: 40 * MEGABYTE,
@@ -47,6 +53,8 @@ impl Limits {
         held_filter_blocks: 0,
         round_blocks: 0,
         round_tiles: [5, 5],
+        cached_product_blocks: 300,
+        part_blocks: 4,
         gradient_round_blocks: 0,
         gradient_round_tiles: 5,
         sum_blocks: 0,

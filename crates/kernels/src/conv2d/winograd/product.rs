@@ -30,6 +30,8 @@ pub(super) struct TileProducts<'a> {
     /// M: per block of output channels A×A planes (`products_stride`) of tiles.
     pub(super) products: &'a mut [Block],
     pub(super) products_stride: usize,
+    /// Adds to the products instead of starting them.
+    pub(super) add: bool,
 }
 
 impl Stage for TileProducts<'_> {
@@ -47,7 +49,7 @@ impl Stage for TileProducts<'_> {
                 for (filters, products) in filters.zip(products) {
                     let filters = &filters[plane * self.filters_stride..][..self.in_blocks * CHANNELS];
                     let products = &mut products[plane * self.products_stride + first..][..tiles];
-                    tile_products::<L>(values, self.tiles_stride, filters, products);
+                    tile_products::<L>(values, self.tiles_stride, filters, products, self.add);
                 }
             }
         }
@@ -56,32 +58,44 @@ impl Stage for TileProducts<'_> {
 
 /// The products of one plane with one block of output channels.
 #[inline(always)]
-fn tile_products<L: Lanes>(values: &[Block], tiles_stride: usize, filters: &[Block], products: &mut [Block]) {
+fn tile_products<L: Lanes>(
+    values: &[Block],
+    tiles_stride: usize,
+    filters: &[Block],
+    products: &mut [Block],
+    add: bool,
+) {
     let tiles = products.len();
     let mut tile = 0;
     while tile < tiles {
         let (values, products) = (&values[tile..], &mut products[tile..]);
         // The last rows are shared out so that none of the products is thin: 7 is 4 + 3, not 6 + 1.
         tile += match tiles - tile {
-            1 => tile_rows::<L, 1>(values, tiles_stride, filters, products),
-            2 => tile_rows::<L, 2>(values, tiles_stride, filters, products),
-            3 => tile_rows::<L, 3>(values, tiles_stride, filters, products),
-            4 | 7 | 8 => tile_rows::<L, 4>(values, tiles_stride, filters, products),
-            5 | 9 | 10 => tile_rows::<L, 5>(values, tiles_stride, filters, products),
-            _ => tile_rows::<L, 6>(values, tiles_stride, filters, products),
+            1 => tile_rows::<L, 1>(values, tiles_stride, filters, products, add),
+            2 => tile_rows::<L, 2>(values, tiles_stride, filters, products, add),
+            3 => tile_rows::<L, 3>(values, tiles_stride, filters, products, add),
+            4 | 7 | 8 => tile_rows::<L, 4>(values, tiles_stride, filters, products, add),
+            5 | 9 | 10 => tile_rows::<L, 5>(values, tiles_stride, filters, products, add),
+            _ => tile_rows::<L, 6>(values, tiles_stride, filters, products, add),
         };
     }
 }
 
-/// `products[row] = Σ values[row, channel] · filters[channel]` for ROWS tiles; returns ROWS.
+/// `products[row] (+)= Σ values[row, channel] · filters[channel]` for ROWS tiles; returns ROWS.
 #[inline(always)]
 fn tile_rows<L: Lanes, const ROWS: usize>(
     values: &[Block],
     tiles_stride: usize,
     filters: &[Block],
     products: &mut [Block],
+    add: bool,
 ) -> usize {
     let mut sums = [[L::zero(); 2]; ROWS];
+    if add {
+        for row in 0..ROWS {
+            sums[row] = [products[row].load(0), products[row].load(1)];
+        }
+    }
     for (values, filters) in values.chunks(tiles_stride).zip(filters.as_chunks::<CHANNELS>().0) {
         let Some(values) = values.first_chunk::<ROWS>() else { break };
         for channel in 0..CHANNELS {

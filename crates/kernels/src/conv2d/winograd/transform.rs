@@ -1,7 +1,8 @@
 //! The two-dimensional transforms, and the change between NCHW and blocks of channels.
 //!
-//! A two-dimensional transform is the one-dimensional one on the columns of a tile, then on its rows. The 16 channels
-//! of a block go through it side by side; only the change of layout moves values between lanes.
+//! A two-dimensional transform is the one-dimensional one on the columns of the pixels, then on the rows of the tiles, or
+//! the other way round; neighbouring tiles share the columns where they overlap. The 16 channels of a block go through
+//! it side by side; only the change of layout moves values between lanes.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -65,7 +66,7 @@ pub(super) struct ToTiles<'a, T, const IN: usize, const A: usize> {
     pub(super) grid: &'a Grid,
     pub(super) strip: Strip,
     pub(super) block: usize,
-    /// Work memory: IN rows of `grid.strip_width(IN)`.
+    /// Work memory: A rows of `grid.strip_width(IN)`.
     pub(super) pixels: &'a mut [Block],
     /// The result: `grid.strip_tiles()` tiles.
     pub(super) planes: Planes<'a, A>,
@@ -102,35 +103,52 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> Stage for ToTiles<'_, T,
     fn run<L: Lanes>(mut self) {
         let step = self.dilation[1];
         let width = self.grid.strip_width(IN);
-        assert!(self.pixels.len() >= IN * width);
+        assert!(IN <= A && self.pixels.len() >= A * width);
         assert!(self.planes.as_flattened().iter().all(|plane| plane.len() >= self.grid.strip_tiles()));
         self.gather::<L>(width);
-        for phase in 0..step {
-            for tile in 0..self.grid.segment {
-                let corner = tile * self.tile * step + phase;
-                let to = phase * self.grid.segment + tile;
-                for half in 0..2 {
-                    let mut columns = [[L::zero(); A]; IN];
-                    for j in 0..IN {
-                        let mut column = [L::zero(); IN];
-                        for i in 0..IN {
-                            // SAFETY: the largest index is IN · width − 1, by the definition of `strip_width`.
-                            column[i] = unsafe { load_at(self.pixels, i * width + corner + j * step, half) };
-                        }
-                        columns[j] = T::apply(column);
-                    }
-                    for i in 0..A {
+        // SAFETY: IN and A rows of `width` pixels are there.
+        unsafe { down::<L, T, IN, A>(self.pixels, width) };
+        for (i, planes) in self.planes.iter_mut().enumerate() {
+            for phase in 0..step {
+                for tile in 0..self.grid.segment {
+                    let corner = i * width + tile * self.tile * step + phase;
+                    let to = phase * self.grid.segment + tile;
+                    for half in 0..2 {
                         let mut row = [L::zero(); IN];
                         for j in 0..IN {
-                            row[j] = columns[j][i];
+                            // SAFETY: the largest index is A · width − 1, by the definition of `strip_width`.
+                            row[j] = unsafe { load_at(self.pixels, corner + j * step, half) };
                         }
                         let row = T::apply(row);
                         for j in 0..A {
                             // SAFETY: `to` is less than the strip's tiles, and the planes have as many.
-                            unsafe { store_at(self.planes[i][j], to, half, row[j]) };
+                            unsafe { store_at(planes[j], to, half, row[j]) };
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Transforms the columns of IN rows of `width` pixels, in place, to OUT rows.
+///
+/// # Safety
+/// There are as many rows as the larger of IN and OUT.
+#[allow(unsafe_code, reason = "hands the caller's proof on to the loads and stores")]
+#[inline(always)]
+unsafe fn down<L: Lanes, T: Linear<IN, OUT>, const IN: usize, const OUT: usize>(pixels: &mut [Block], width: usize) {
+    for x in 0..width {
+        for half in 0..2 {
+            let mut column = [L::zero(); IN];
+            for i in 0..IN {
+                // SAFETY: by the caller's contract, for x is less than `width`.
+                column[i] = unsafe { load_at(pixels, i * width + x, half) };
+            }
+            let column = T::apply(column);
+            for i in 0..OUT {
+                // SAFETY: as above.
+                unsafe { store_at(pixels, i * width + x, half, column[i]) };
             }
         }
     }
@@ -146,7 +164,7 @@ pub(super) struct FromTiles<'a, T, const A: usize, const M: usize> {
     pub(super) grid: &'a Grid,
     pub(super) strip: Strip,
     pub(super) block: usize,
-    /// Work memory: M rows of `grid.strip_width(M)`.
+    /// Work memory: A rows of `grid.strip_width(M)`.
     pub(super) pixels: &'a mut [Block],
     /// The output, NCHW. No other stage that runs meanwhile has the same strip and block.
     pub(super) output: Shared<'a, f32>,
@@ -190,45 +208,40 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T,
     fn run<L: Lanes>(self) {
         let step = self.layer.dilation[1];
         let width = self.grid.strip_width(M);
-        assert!(self.pixels.len() >= M * width);
+        assert!(M <= A && self.pixels.len() >= A * width);
         assert!(self.products.len() >= (A * A - 1) * self.stride + self.first + self.grid.strip_tiles());
-        for phase in 0..step {
-            for tile in 0..self.grid.segment {
-                let corner = tile * M * step + phase;
-                let from = self.first + phase * self.grid.segment + tile;
-                for half in 0..2 {
-                    let mut columns = [[L::zero(); M]; A];
-                    for j in 0..A {
-                        let mut column = [L::zero(); A];
-                        for i in 0..A {
-                            // SAFETY: `from` is less than `first` + the strip's tiles.
-                            column[i] = unsafe { load_at(self.products, (i * A + j) * self.stride + from, half) };
-                        }
-                        columns[j] = T::apply(column);
-                    }
-                    for i in 0..M {
+        for i in 0..A {
+            for phase in 0..step {
+                for tile in 0..self.grid.segment {
+                    let corner = i * width + tile * M * step + phase;
+                    let from = self.first + phase * self.grid.segment + tile;
+                    for half in 0..2 {
                         let mut row = [L::zero(); A];
                         for j in 0..A {
-                            row[j] = columns[j][i];
+                            // SAFETY: `from` is less than `first` + the strip's tiles.
+                            row[j] = unsafe { load_at(self.products, (i * A + j) * self.stride + from, half) };
                         }
                         let row = T::apply(row);
                         for j in 0..M {
-                            // SAFETY: the largest index is M · width − 1, by the definition of `strip_width`.
-                            unsafe { store_at(self.pixels, i * width + corner + j * step, half, row[j]) };
+                            // SAFETY: the largest index is A · width − 1, by the definition of `strip_width`.
+                            unsafe { store_at(self.pixels, corner + j * step, half, row[j]) };
                         }
                     }
                 }
             }
         }
+        // SAFETY: A rows of `width` pixels are there.
+        unsafe { down::<L, T, A, M>(self.pixels, width) };
         self.scatter::<L>(width);
     }
 }
 
-/// Transforms the weights of one block of output channels by G.
+/// Transforms the weights from some blocks of input channels to one block of output channels by G.
 pub(super) struct Filters<'a, T, const A: usize> {
     pub(super) weight: &'a [f32],
     pub(super) layer: &'a Layer,
     pub(super) block: usize,
+    pub(super) in_blocks: Range<usize>,
     /// The result: plane (i, j) starts at (i·A + j)·`stride` and has a block of output channels per input channel,
     /// zeros for those that fill up the last block.
     pub(super) transformed: &'a mut [Block],
@@ -240,47 +253,63 @@ impl<T, const A: usize> Filters<'_, T, A> {
     /// The nine taps of the filters from one input channel to eight output channels of the block.
     #[inline(always)]
     fn taps<L: Lanes>(&self, in_channel: usize, half: usize) -> [L; 9] {
-        let first = self.block * CHANNELS + half * WIDTH;
-        let mut square = [L::zero(); WIDTH];
-        let mut last = [0.0; WIDTH];
-        if in_channel < self.layer.in_channels {
-            // A fixed count, so that the square stays in registers.
+        let (channels, first) = (self.layer.in_channels, self.block * CHANNELS + half * WIDTH);
+        let outs = if in_channel < channels { self.layer.out_channels.saturating_sub(first) } else { 0 };
+        // From one output channel to the next.
+        let (start, step) = if self.layer.reversed {
+            (in_channel * self.layer.out_channels + first, 1)
+        } else {
+            (first * channels + in_channel, channels)
+        };
+        let weight = self.weight.as_chunks::<9>().0;
+        let mut filters = [&[0.0; 9]; WIDTH];
+        if outs >= WIDTH {
+            // A fixed count, so that the addresses stay in registers.
             for lane in 0..WIDTH {
-                let out_channel = first + lane;
-                if out_channel >= self.layer.out_channels {
-                    break;
-                }
-                let index = if self.layer.reversed {
-                    in_channel * self.layer.out_channels + out_channel
-                } else {
-                    out_channel * self.layer.in_channels + in_channel
-                };
-                let filter = &self.weight[index * 9..][..9];
-                square[lane] = L::load_some(&filter[..WIDTH]);
-                last[lane] = filter[WIDTH];
+                filters[lane] = &weight[start + lane * step];
+            }
+        } else {
+            for lane in 0..outs {
+                filters[lane] = &weight[start + lane * step];
             }
         }
-        L::transpose(&mut square);
+        let mut square = [&[0.0; WIDTH]; WIDTH];
+        let mut last = [0.0; WIDTH];
+        for lane in 0..WIDTH {
+            square[lane] = &filters[lane].as_chunks().0[0];
+            last[lane] = filters[lane][WIDTH];
+        }
+        let square = L::load_columns(square);
         let [t0, t1, t2, t3, t4, t5, t6, t7] = square;
         let t8 = L::load(&last);
         if self.layer.reversed { [t8, t7, t6, t5, t4, t3, t2, t1, t0] } else { [t0, t1, t2, t3, t4, t5, t6, t7, t8] }
     }
 }
 
+#[allow(unsafe_code, reason = "indices whose largest values are asserted before the loops")]
 impl<T: Linear<3, A>, const A: usize> Stage for Filters<'_, T, A> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        for in_channel in 0..self.layer.in_blocks() * CHANNELS {
+        /// Input channels whose filters are read for one half of the output channels before the other: their lines
+        /// stay in the first-level cache, and filters a power of two apart do not push each other out.
+        const NEIGHBOURS: usize = 4;
+        let first = self.in_blocks.start * CHANNELS;
+        let count = self.in_blocks.len() * CHANNELS;
+        assert!(self.transformed.len() >= (A * A - 1) * self.stride + count);
+        for neighbours in (0..count).step_by(NEIGHBOURS) {
             for half in 0..2 {
-                let taps = self.taps::<L>(in_channel, half);
-                let mut columns = [[L::zero(); A]; 3];
-                for j in 0..3 {
-                    columns[j] = T::apply([taps[j], taps[3 + j], taps[6 + j]]);
-                }
-                for i in 0..A {
-                    let row = T::apply([columns[0][i], columns[1][i], columns[2][i]]);
-                    for j in 0..A {
-                        self.transformed[(i * A + j) * self.stride + in_channel].store(half, row[j]);
+                for channel in neighbours..neighbours + NEIGHBOURS {
+                    let taps = self.taps::<L>(first + channel, half);
+                    let mut columns = [[L::zero(); A]; 3];
+                    for j in 0..3 {
+                        columns[j] = T::apply([taps[j], taps[3 + j], taps[6 + j]]);
+                    }
+                    for i in 0..A {
+                        let row = T::apply([columns[0][i], columns[1][i], columns[2][i]]);
+                        for j in 0..A {
+                            // SAFETY: `channel` is less than `count`, a multiple of the neighbours.
+                            unsafe { store_at(self.transformed, (i * A + j) * self.stride + channel, half, row[j]) };
+                        }
                     }
                 }
             }
@@ -348,24 +377,35 @@ impl<T: Linear<A, 3>, const A: usize> Stage for FilterGradients<'_, T, A> {
 /// Brings equally long rows of 16 planes into blocks; a plane that is not there has an empty row and gives zeros.
 #[inline(always)]
 fn interleave<L: Lanes>(rows: &[&[f32]; CHANNELS], pixels: &mut [Block]) {
-    for half in 0..2 {
+    for (half, rows) in rows.as_chunks::<WIDTH>().0.iter().enumerate() {
+        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len());
         for next in (0..pixels.len()).step_by(WIDTH) {
             // The last group of a long row overlaps the one before it.
             let x = next.min(pixels.len().saturating_sub(WIDTH));
-            let mut square = [L::zero(); WIDTH];
-            for lane in 0..WIDTH {
-                square[lane] = L::load_some(rows[half * WIDTH + lane].get(x..).unwrap_or(&[]));
+            if whole {
+                #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
+                // SAFETY: `x` is at most 8 less than the length of each row, and of the pixels.
+                unsafe {
+                    let mut group = [&[0.0; WIDTH]; WIDTH];
+                    for lane in 0..WIDTH {
+                        group[lane] = &*rows[lane].as_ptr().add(x).cast();
+                    }
+                    let columns = L::load_columns(group);
+                    for i in 0..WIDTH {
+                        store_at(pixels, x + i, half, columns[i]);
+                    }
+                }
+                continue;
             }
-            L::transpose(&mut square);
-            let pixels = &mut pixels[x..];
-            if let Some(pixels) = pixels.first_chunk_mut::<WIDTH>() {
-                for i in 0..WIDTH {
-                    pixels[i].store(half, square[i]);
+            let mut padded = [[0.0; WIDTH]; WIDTH];
+            for (padded, row) in padded.iter_mut().zip(rows) {
+                for (padded, value) in padded.iter_mut().zip(row.get(x..).unwrap_or(&[])) {
+                    *padded = *value;
                 }
-            } else {
-                for i in 0..pixels.len() {
-                    pixels[i].store(half, square[i]);
-                }
+            }
+            let columns = L::load_columns(padded.each_ref());
+            for (pixel, column) in pixels[x..].iter_mut().zip(columns) {
+                pixel.store(half, column);
             }
         }
     }
@@ -374,24 +414,31 @@ fn interleave<L: Lanes>(rows: &[&[f32]; CHANNELS], pixels: &mut [Block]) {
 /// The opposite of [`interleave`]: planes with an empty row get nothing.
 #[inline(always)]
 fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [f32]; CHANNELS]) {
-    for half in 0..2 {
+    for (half, rows) in rows.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len());
         for next in (0..pixels.len()).step_by(WIDTH) {
             let x = next.min(pixels.len().saturating_sub(WIDTH));
-            let pixels = &pixels[x..];
-            let mut square = [L::zero(); WIDTH];
-            if let Some(pixels) = pixels.first_chunk::<WIDTH>() {
+            let group = &pixels[x..];
+            if whole {
+                let mut square = [&[0.0; WIDTH]; WIDTH];
                 for i in 0..WIDTH {
-                    square[i] = pixels[i].load(half);
+                    square[i] = &group[i].0.as_chunks().0[half];
                 }
-            } else {
-                for i in 0..pixels.len() {
-                    square[i] = pixels[i].load(half);
+                let columns = L::load_columns(square);
+                for lane in 0..WIDTH {
+                    #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
+                    // SAFETY: `x` is at most 8 less than the length of each row.
+                    unsafe {
+                        columns[lane].store(&mut *rows[lane].as_mut_ptr().add(x).cast());
+                    }
                 }
+                continue;
             }
-            L::transpose(&mut square);
-            for lane in 0..WIDTH {
-                if let Some(row) = rows[half * WIDTH + lane].get_mut(x..) {
-                    square[lane].store_some(row);
+            let group = std::array::from_fn(|i| group.get(i).unwrap_or(&Block::ZERO));
+            let columns = L::load_columns(group.map(|pixel| &pixel.0.as_chunks().0[half]));
+            for (row, column) in rows.iter_mut().zip(columns) {
+                if let Some(row) = row.get_mut(x..) {
+                    column.store_some(row);
                 }
             }
         }

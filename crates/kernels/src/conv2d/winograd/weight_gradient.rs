@@ -170,7 +170,7 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
 
     /// ∂M of one strip and block of output channels, as `transform_inputs`.
     fn transform_gradients(&self, strip: usize, block: usize, to: &Shared<'_, Block>, stride: usize, first: usize) {
-        let mut pixels = Scratch::take(M * self.grid.strip_width(M));
+        let mut pixels = Scratch::take(A * self.grid.strip_width(M));
         #[allow(unsafe_code, reason = "tasks write disjoint parts")]
         // SAFETY: each (strip, block) has its own tiles.
         let planes = unsafe { planes(to, stride, first, self.grid.strip_tiles()) };
