@@ -16,6 +16,7 @@ mod float;
 pub(crate) mod fresh;
 pub mod gemm;
 pub mod join;
+pub(crate) mod lanes;
 pub mod max_pool2d;
 pub mod optimiser;
 pub(crate) mod parallel;

@@ -8,6 +8,7 @@ use super::winograd::{self, Tile};
 use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient};
 use crate::fresh::{uninit, written, zeros};
 use crate::gemm::Simd;
+use crate::lanes::Instructions;
 use crate::{Float, Result};
 
 /// The passes, for arguments that have been checked.
@@ -178,7 +179,7 @@ impl Passes for f32 {
         match algorithm {
             Algorithm::Reference => reference::backward_weight(shape, x, grad_y, grad_weight),
             Algorithm::Depthwise if depthwise::applies(shape) => {
-                depthwise::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight);
+                depthwise::backward_weight(Instructions::detect(), shape, x, grad_y, grad_weight);
             }
             Algorithm::Gemm => weight_gradient::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight),
             other => winograd::backward_weight(tile(other, shape)?, shape, x, grad_y, grad_weight),

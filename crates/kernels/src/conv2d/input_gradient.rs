@@ -11,6 +11,7 @@ use super::implicit::{Product, TASK_PIXELS, pack_weights};
 use super::lowering::{Border, View, images_per_round};
 use super::scratch::with_buffer;
 use crate::gemm::{RowPanels, Simd, Target, target};
+use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
 use crate::parallel::{Shared, for_each_task};
 
 /// The input pixels of one remainder class, and the taps that reach them.
@@ -196,6 +197,7 @@ impl Call<'_> {
         let pixels = class_rows.start * class_width..class_rows.end * class_width;
         let count = pixels.len();
         let columns: Vec<usize> = (0..count).collect();
+        let instructions = Instructions::detect();
         with_buffer(stride_columns * channels * count, |buffer| {
             for rest_row in 0..stride_rows {
                 for rest_column in 0..stride_columns {
@@ -213,6 +215,7 @@ impl Call<'_> {
                         product.run(0..self.row_panels.count(), pixels.clone(), &columns, target(part));
                     }
                 }
+                let mut parts = vec![&[][..]; stride_columns];
                 for (local, class_row) in class_rows.clone().enumerate() {
                     let row = class_row % class_height * stride_rows + rest_row;
                     if row >= shape.in_height {
@@ -225,9 +228,10 @@ impl Call<'_> {
                         #[allow(unsafe_code, reason = "tasks write disjoint rows")]
                         // SAFETY: a class row belongs to one task, so this input row does.
                         let out = unsafe { grad_x.part(from, shape.in_width) };
-                        let parts =
-                            |rest: usize| &buffer[(rest * channels + c) * count + local * class_width..][..class_width];
-                        interleave(out, stride_columns, parts);
+                        for (rest, part) in parts.iter_mut().enumerate() {
+                            *part = &buffer[(rest * channels + c) * count + local * class_width..][..class_width];
+                        }
+                        instructions.run(Interleave { parts: &parts, out });
                     }
                 }
             }
@@ -235,29 +239,31 @@ impl Call<'_> {
     }
 }
 
-/// Writes element j of `parts(rest)` to j · stride + rest.
-pub(super) fn interleave<'a>(out: &mut [MaybeUninit<f32>], stride: usize, parts: impl Fn(usize) -> &'a [f32]) {
-    match stride {
-        1 => {
-            for (out, value) in out.iter_mut().zip(parts(0)) {
+/// Writes element j of part `rest` to j · stride + rest.
+struct Interleave<'a> {
+    parts: &'a [&'a [f32]],
+    out: &'a mut [MaybeUninit<f32>],
+}
+
+impl Stage for Interleave<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let stride = self.parts.len();
+        let mut done = 0;
+        if let &[even, odd] = self.parts {
+            let pairs = self.out.as_chunks_mut::<{ 2 * WIDTH }>().0;
+            for ((out, even), odd) in pairs.iter_mut().zip(even.as_chunks().0).zip(odd.as_chunks().0) {
+                let [low, high] = L::alternate(L::load(even), L::load(odd));
+                let [first, second] = out.as_chunks_mut::<WIDTH>().0 else { continue };
+                low.write(first);
+                high.write(second);
+                done += WIDTH;
+            }
+        }
+        for (rest, part) in self.parts.iter().enumerate() {
+            let outs = self.out.iter_mut().skip(done * stride + rest).step_by(stride);
+            for (out, value) in outs.zip(part.get(done..).unwrap_or(&[])) {
                 out.write(*value);
-            }
-        }
-        2 => {
-            let (even, odd) = (parts(0), parts(1));
-            let (pairs, last) = out.as_chunks_mut::<2>();
-            for ((pair, even), odd) in pairs.iter_mut().zip(even).zip(odd) {
-                *pair = [MaybeUninit::new(*even), MaybeUninit::new(*odd)];
-            }
-            if let [last] = last {
-                last.write(even[even.len() - 1]);
-            }
-        }
-        _ => {
-            for rest in 0..stride.min(out.len()) {
-                for (out, value) in out[rest..].iter_mut().step_by(stride).zip(parts(rest)) {
-                    out.write(*value);
-                }
             }
         }
     }

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::Conv2dShape;
 use crate::gemm::{PANEL_COLUMNS, Simd};
+use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
 use crate::parallel::{Shared, for_each_task};
-use crate::simd::multiversion;
 
 /// How a plane is copied: bordered with zeros, and split into sub-planes by row and column remainder.
 ///
@@ -74,27 +74,7 @@ impl Border {
 
     /// Copies one plane. Sub-planes that are never read keep their old contents.
     pub(super) fn copy_plane(&self, plane: &[f32], copy: &mut [f32]) {
-        let [height, width] = self.size;
-        let [part_rows, part_width] = self.part;
-        let [row_stride, stride] = self.stride;
-        let parts = copy.chunks_exact_mut(part_rows * part_width);
-        for (index, part) in parts.enumerate().filter(|(index, _)| self.used[*index]) {
-            let (row_rest, rest) = (index / stride, index % stride);
-            // Column t of the part is column t·s + rest − before of the plane.
-            let first = self.before[1].saturating_sub(rest).div_ceil(stride).min(part_width);
-            let end = (width + self.before[1]).saturating_sub(rest).div_ceil(stride).clamp(first, part_width);
-            for (row, out) in part.chunks_exact_mut(part_width).enumerate() {
-                let source = (row * row_stride + row_rest).checked_sub(self.before[0]).filter(|&row| row < height);
-                let Some(source) = source.filter(|_| first < end) else {
-                    out.fill(0.0);
-                    continue;
-                };
-                let source = &plane[source * width..(source + 1) * width];
-                out[..first].fill(0.0);
-                out[end..].fill(0.0);
-                every(&source[first * stride + rest - self.before[1]..], stride, &mut out[first..end]);
-            }
-        }
+        Instructions::detect().run(CopyPlane { border: self, plane, copy });
     }
 
     /// Copies the planes `channels` of the images `images` of a tensor with `all_channels` channels.
@@ -120,6 +100,47 @@ impl Border {
                 self.copy_plane(&tensor[from..from + plane], copy);
             }
         });
+    }
+}
+
+struct CopyPlane<'a> {
+    border: &'a Border,
+    plane: &'a [f32],
+    copy: &'a mut [f32],
+}
+
+impl Stage for CopyPlane<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Border {
+            size: [height, width], before, stride: [row_stride, stride], part: [part_rows, part_width], ..
+        } = *self.border;
+        let parts = self.copy.chunks_exact_mut(part_rows * part_width);
+        for (index, part) in parts.enumerate() {
+            if !self.border.used[index] {
+                continue;
+            }
+            let (row_rest, rest) = (index / stride, index % stride);
+            // Column t of the part is column t·s + rest − before of the plane.
+            let first = before[1].saturating_sub(rest).div_ceil(stride).min(part_width);
+            let end = (width + before[1]).saturating_sub(rest).div_ceil(stride).clamp(first, part_width);
+            for (row, out) in part.chunks_exact_mut(part_width).enumerate() {
+                let source = (row * row_stride + row_rest).wrapping_sub(before[0]);
+                if source >= height || first == end {
+                    out.fill(0.0);
+                    continue;
+                }
+                let source = &self.plane[source * width..(source + 1) * width];
+                // The edges by whole vectors, where they do not reach further: what lies inside is written after them.
+                if part_width >= WIDTH && first <= WIDTH && part_width - end <= WIDTH {
+                    L::zero().store_some(out);
+                    L::zero().store_some(&mut out[part_width - WIDTH..]);
+                } else {
+                    out.fill(0.0);
+                }
+                every::<L>(&source[first * stride + rest - before[1]..], stride, &mut out[first..end]);
+            }
+        }
     }
 }
 
@@ -231,33 +252,32 @@ fn gather(elements: &[f32], offsets: &[usize; PANEL_COLUMNS], sources: &[usize],
 }
 
 /// out[t] = source[t · stride].
-fn every(source: &[f32], stride: usize, out: &mut [f32]) {
-    match stride {
-        1 => out.copy_from_slice(&source[..out.len()]),
-        2 => every_second(source, out),
-        _ => {
-            for (out, value) in out.iter_mut().zip(source.iter().step_by(stride)) {
-                *out = *value;
-            }
+#[inline(always)]
+fn every<L: Lanes>(source: &[f32], stride: usize, out: &mut [f32]) {
+    // Outputs whose vectors lie inside of the source.
+    let len = if stride <= 2 { out.len().min(source.len() / stride) } else { 0 };
+    let whole = &mut out[..len];
+    if stride == 1 {
+        for (out, source) in whole.as_chunks_mut::<WIDTH>().0.iter_mut().zip(source.as_chunks::<WIDTH>().0) {
+            L::load(source).store(out);
+        }
+    } else {
+        let pairs = source.as_chunks::<WIDTH>().0.as_chunks::<2>().0;
+        for (out, [low, high]) in whole.as_chunks_mut::<WIDTH>().0.iter_mut().zip(pairs) {
+            L::evens(L::load(low), L::load(high)).store(out);
         }
     }
-}
-
-multiversion! {
-    fn every_second(source: &[f32], out: &mut [f32]) {
-        let whole = (source.len() / 2).min(out.len());
-        let (head, tail) = out.split_at_mut(whole);
-        let mut outs = head.chunks_exact_mut(8);
-        let mut sources = source.chunks_exact(16);
-        for (out, source) in outs.by_ref().zip(sources.by_ref()) {
-            for index in 0..8 {
-                out[index] = source[2 * index];
-            }
-        }
-        let done = whole - outs.into_remainder().len();
-        for (out, value) in head[done..].iter_mut().chain(tail).zip(source[2 * done..].iter().step_by(2)) {
-            *out = *value;
-        }
+    let mut done = len / WIDTH * WIDTH;
+    if done < len && len >= WIDTH {
+        // The last vector overlaps the one before it.
+        let source = &source[(len - WIDTH) * stride..];
+        let low = L::load_some(source);
+        let values = if stride == 1 { low } else { L::evens(low, L::load_some(&source[WIDTH..])) };
+        values.store_some(&mut out[len - WIDTH..]);
+        done = len;
+    }
+    for index in done..out.len() {
+        out[index] = source[index * stride];
     }
 }
 

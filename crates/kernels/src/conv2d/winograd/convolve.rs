@@ -10,8 +10,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Settings;
+use super::blocks::{Block, CHANNELS};
 use super::grid::{Grid, Layer};
-use super::lanes::{Block, CHANNELS};
 use super::points::Variant;
 use super::product::TileProducts;
 use super::scratch::Scratch;

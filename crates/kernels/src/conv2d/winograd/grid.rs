@@ -57,12 +57,12 @@ impl Layer {
 
     /// Blocks of 16 input channels.
     pub(super) fn in_blocks(&self) -> usize {
-        self.in_channels.div_ceil(super::lanes::CHANNELS)
+        self.in_channels.div_ceil(super::blocks::CHANNELS)
     }
 
     /// Blocks of 16 output channels.
     pub(super) fn out_blocks(&self) -> usize {
-        self.out_channels.div_ceil(super::lanes::CHANNELS)
+        self.out_channels.div_ceil(super::blocks::CHANNELS)
     }
 }
 

@@ -1,6 +1,6 @@
 //! How much work memory a pass takes, and when it shares out its work in which way.
 
-use super::lanes::Block;
+use super::blocks::Block;
 
 const MEGABYTE: usize = (1 << 20) / size_of::<Block>();
 

@@ -27,9 +27,9 @@
 //! F(4×4) 3.8e-6, 5.3e-6, 1.2e-6; F(2×2) 9e-7, 9e-7, 6e-7; with 64 channels F(4×4) 1.8e-6, 2.3e-6, 1.3e-6 and F(2×2)
 //! 3e-7, 4e-7, 4e-7. A direct sum in f32 has 2e-7 to 1e-6.
 
+mod blocks;
 mod convolve;
 mod grid;
-mod lanes;
 mod limits;
 mod points;
 mod product;
@@ -38,11 +38,11 @@ mod transform;
 mod weight_gradient;
 
 use grid::Layer;
-use lanes::Instructions;
 use limits::Limits;
 use points::{F2, F4};
 
 use super::Conv2dShape;
+use crate::lanes::Instructions;
 
 /// How a pass is run.
 #[derive(Clone, Copy, Debug)]

@@ -14,7 +14,7 @@
 //! smaller. F(2,3) has the points 0, ±1, ∞, with signs chosen so that it needs additions only. Rows of ±p share their
 //! even and their odd part.
 
-use super::lanes::Lanes;
+use crate::lanes::Lanes;
 
 /// A linear map of `IN` vectors to `OUT` vectors, lane by lane.
 pub(super) trait Linear<const IN: usize, const OUT: usize> {

@@ -3,7 +3,8 @@
 //! Both read the layouts that the transforms write, so nothing is packed. Twelve vectors of sums stay in registers:
 //! six rows of sixteen.
 
-use super::lanes::{Block, CHANNELS, Lanes, Stage};
+use super::blocks::{Block, CHANNELS};
+use crate::lanes::{Lanes, Stage};
 
 /// Bytes of V that stay in the second-level cache while several blocks of output channels pass over them.
 const CACHED_BYTES: usize = 256 << 10;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-use super::lanes::Block;
+use super::blocks::Block;
 
 /// Buffers that a thread keeps; more than one operation ever needs at once.
 const KEPT: usize = 6;

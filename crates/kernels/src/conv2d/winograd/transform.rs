@@ -7,9 +7,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::blocks::{Block, CHANNELS, load_at, store_at};
 use super::grid::{Grid, Layer, Strip};
-use super::lanes::{Block, CHANNELS, Lanes, Stage, WIDTH, load_at, store_at};
 use super::points::Linear;
+use crate::lanes::{Lanes, Stage, WIDTH};
 use crate::parallel::Shared;
 
 /// One slice of tiles for each of the A×A values that a transformed tile has.

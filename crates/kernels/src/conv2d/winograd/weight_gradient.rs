@@ -9,9 +9,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Settings;
+use super::blocks::{Block, CHANNELS};
 use super::convolve::{GROUP, SKEW};
 use super::grid::{Grid, Layer};
-use super::lanes::{Block, CHANNELS};
 use super::points::Variant;
 use super::product::FilterSums;
 use super::scratch::Scratch;

@@ -1,63 +1,16 @@
-//! Sixteen channels side by side, and the vector instructions that work on them.
+//! Eight numbers side by side, and the vector instructions that work on them.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use crate::simd;
 
-/// Channels that one [`Block`] holds.
-pub(super) const CHANNELS: usize = 16;
-/// Channels that one vector holds: half a block.
-pub(super) const WIDTH: usize = 8;
-
-/// The values of 16 neighbouring channels at one place; one cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Block(pub(super) [f32; CHANNELS]);
-
-impl Block {
-    /// Sixteen zeros.
-    pub(super) const ZERO: Self = Self([0.0; CHANNELS]);
-
-    /// Loads the first (`half` = 0) or the last eight channels.
-    #[inline(always)]
-    pub(super) fn load<L: Lanes>(&self, half: usize) -> L {
-        L::load(&self.0.as_chunks::<WIDTH>().0[half])
-    }
-
-    /// Stores the first (`half` = 0) or the last eight channels.
-    #[inline(always)]
-    pub(super) fn store<L: Lanes>(&mut self, half: usize, value: L) {
-        value.store(&mut self.0.as_chunks_mut::<WIDTH>().0[half]);
-    }
-}
-
-/// Loads half of block `index`, unchecked: the transforms read 36 places per tile whose bounds are proven once.
-///
-/// # Safety
-/// `index` is less than the number of blocks.
-#[allow(unsafe_code, reason = "the caller's proof is the point of this function")]
-#[inline(always)]
-pub(super) unsafe fn load_at<L: Lanes>(blocks: &[Block], index: usize, half: usize) -> L {
-    debug_assert!(index < blocks.len());
-    // SAFETY: by the caller's contract.
-    unsafe { blocks.get_unchecked(index) }.load(half)
-}
-
-/// Stores half of block `index`, unchecked as [`load_at`].
-///
-/// # Safety
-/// `index` is less than the number of blocks.
-#[allow(unsafe_code, reason = "the caller's proof is the point of this function")]
-#[inline(always)]
-pub(super) unsafe fn store_at<L: Lanes>(blocks: &mut [Block], index: usize, half: usize, value: L) {
-    debug_assert!(index < blocks.len());
-    // SAFETY: by the caller's contract.
-    unsafe { blocks.get_unchecked_mut(index) }.store(half, value);
-}
+/// Numbers that one vector holds.
+pub(crate) const WIDTH: usize = 8;
 
 /// Eight f32 that are worked on together.
-pub(super) trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
     /// The same value eight times.
     fn splat(value: f32) -> Self;
     /// Reads eight values.
@@ -72,6 +25,10 @@ pub(super) trait Lanes: Copy {
     fn mul(self, factor: Self) -> Self;
     /// `self · factor + addend`, rounded once where the processor can.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The even ones of sixteen values, in order.
+    fn evens(low: Self, high: Self) -> Self;
+    /// The values of `even` and `odd` in turn: sixteen.
+    fn alternate(even: Self, odd: Self) -> [Self; 2];
     /// Column j of eight rows becomes vector j.
     fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH];
 
@@ -91,6 +48,42 @@ pub(super) trait Lanes: Copy {
     #[inline(always)]
     fn plus(self, factor: f32, other: Self) -> Self {
         other.mul_add(Self::splat(factor), self)
+    }
+
+    /// Reads the first eight values of a slice; zeros where it is shorter.
+    #[inline(always)]
+    fn load_some(from: &[f32]) -> Self {
+        if let Some(full) = from.first_chunk() {
+            Self::load(full)
+        } else {
+            let mut padded = [0.0; WIDTH];
+            padded[..from.len()].copy_from_slice(from);
+            Self::load(&padded)
+        }
+    }
+
+    /// Writes the eight values to memory that need not be initialised.
+    #[inline(always)]
+    fn write(self, to: &mut [MaybeUninit<f32>; WIDTH]) {
+        let mut values = [0.0; WIDTH];
+        self.store(&mut values);
+        for lane in 0..WIDTH {
+            to[lane].write(values[lane]);
+        }
+    }
+
+    /// Writes as many of the values as there is memory for.
+    #[inline(always)]
+    fn write_some(self, to: &mut [MaybeUninit<f32>]) {
+        if let Some(full) = to.first_chunk_mut() {
+            self.write(full);
+        } else {
+            let mut values = [0.0; WIDTH];
+            self.store(&mut values);
+            for (to, value) in to.iter_mut().zip(values) {
+                to.write(value);
+            }
+        }
     }
 
     /// Writes to the first eight values of a slice, or to as many as there are.
@@ -147,6 +140,19 @@ impl Lanes for [f32; WIDTH] {
         self.mul(factor).add(addend)
     }
     #[inline(always)]
+    fn evens(low: Self, high: Self) -> Self {
+        [low[0], low[2], low[4], low[6], high[0], high[2], high[4], high[6]]
+    }
+    #[inline(always)]
+    fn alternate(even: Self, odd: Self) -> [Self; 2] {
+        let mut both = [[0.0; WIDTH]; 2];
+        for lane in 0..WIDTH {
+            both[lane / 4][lane % 4 * 2] = even[lane];
+            both[lane / 4][lane % 4 * 2 + 1] = odd[lane];
+        }
+        both
+    }
+    #[inline(always)]
     fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
         std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
     }
@@ -155,7 +161,7 @@ impl Lanes for [f32; WIDTH] {
 /// Eight f32 in an AVX register. Values exist only in code that [`Instructions::run`] has reached after detection.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256);
+pub(crate) struct Avx2(__m256);
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "vector instructions behind run-time detection; loads and stores have whole arrays")]
@@ -196,6 +202,23 @@ impl Lanes for Avx2 {
         Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
     }
     #[inline(always)]
+    fn evens(low: Self, high: Self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            // 0 2 and 8 10 next to each other, 4 6 and 12 14: then the middle pairs change places.
+            let pairs = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(low.0, high.0));
+            Self(_mm256_castpd_ps(_mm256_permute4x64_pd::<0xD8>(pairs)))
+        }
+    }
+    #[inline(always)]
+    fn alternate(even: Self, odd: Self) -> [Self; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = (_mm256_unpacklo_ps(even.0, odd.0), _mm256_unpackhi_ps(even.0, odd.0));
+            [Self(_mm256_permute2f128_ps::<0x20>(low, high)), Self(_mm256_permute2f128_ps::<0x31>(low, high))]
+        }
+    }
+    #[inline(always)]
     fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
         let mut columns = [Self::zero(); WIDTH];
         for half in 0..2 {
@@ -227,31 +250,31 @@ impl Lanes for Avx2 {
 ///
 /// `run` and all that it calls are `#[inline(always)]` and hold no closures over lanes, so that the whole piece is
 /// compiled with the instructions of the function it ends up in.
-pub(super) trait Stage {
+pub(crate) trait Stage {
     /// Does the work.
     fn run<L: Lanes>(self);
 }
 
 /// The instructions that stages run with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Instructions {
+pub(crate) struct Instructions {
     avx2_fma: bool,
 }
 
 impl Instructions {
     /// What this processor has.
-    pub(super) fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         Self { avx2_fma: simd::avx2_fma() }
     }
 
     /// Plain code for any processor.
     #[cfg(test)]
-    pub(super) fn portable() -> Self {
+    pub(crate) fn portable() -> Self {
         Self { avx2_fma: false }
     }
 
     /// Runs a stage.
-    pub(super) fn run(self, stage: impl Stage) {
+    pub(crate) fn run(self, stage: impl Stage) {
         #[cfg(target_arch = "x86_64")]
         if self.avx2_fma {
             #[allow(unsafe_code, reason = "run-time detection stands before it")]

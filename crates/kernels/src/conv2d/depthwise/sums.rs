@@ -1,0 +1,149 @@
+//! Sums of shifted rows: the output and the gradient of the input.
+
+use std::mem::MaybeUninit;
+
+use super::places::{Place, Places, STACK, Stacks, load_at};
+use crate::lanes::{Lanes, Stage, WIDTH};
+
+/// Vectors that are summed together: while one waits for its sum, the others are added to.
+const TOGETHER: usize = 4;
+
+/// A tap: where it reads, and its factor.
+#[derive(Clone, Copy)]
+pub(super) struct Tap {
+    pub(super) offset: usize,
+    pub(super) factor: f32,
+}
+
+/// out[to + s·j + rest] = start + Σ over the taps of `rest` of factor · copy[from + offset + j], for the eight j of each
+/// place and every remainder `rest` of s, as far as a row of `out` goes.
+pub(super) struct Sums<'a> {
+    pub(super) copy: &'a [f32],
+    /// The taps of each remainder.
+    pub(super) taps: &'a [Vec<Tap>],
+    pub(super) start: f32,
+    pub(super) places: &'a Places,
+    /// Elements of a row of `out`.
+    pub(super) width: usize,
+    pub(super) out: &'a mut [MaybeUninit<f32>],
+}
+
+impl Stage for Sums<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(mut self) {
+        let offsets = self.taps.iter().flatten().map(|tap| tap.offset);
+        assert!(self.places.reach + offsets.max().unwrap_or(0) + WIDTH <= self.copy.len());
+        let (groups, rest) = self.places.list.as_chunks::<TOGETHER>();
+        for group in groups {
+            self.places::<L, TOGETHER>(group);
+        }
+        for place in rest {
+            self.places::<L, 1>(&[*place]);
+        }
+    }
+}
+
+impl Sums<'_> {
+    #[inline(always)]
+    fn places<L: Lanes, const COUNT: usize>(&mut self, places: &[Place; COUNT]) {
+        match self.taps {
+            [taps] => {
+                let sums = self.sums::<L, COUNT>(places, taps);
+                for index in 0..COUNT {
+                    let to = places[index].to;
+                    sums[index].write_some(&mut self.out[to..to + self.width.min(WIDTH)]);
+                }
+            }
+            [even, odd] => {
+                let (even, odd) = (self.sums::<L, COUNT>(places, even), self.sums::<L, COUNT>(places, odd));
+                for index in 0..COUNT {
+                    let to = places[index].to;
+                    let end = (to + 2 * WIDTH).min((to / self.width + 1) * self.width);
+                    let out = &mut self.out[to..end];
+                    let [low, high] = L::alternate(even[index], odd[index]);
+                    let (first, second) = out.split_at_mut(out.len().min(WIDTH));
+                    low.write_some(first);
+                    high.write_some(second);
+                }
+            }
+            all => {
+                for (rest, taps) in all.iter().enumerate() {
+                    let sums = self.sums::<L, COUNT>(places, taps);
+                    for index in 0..COUNT {
+                        let mut values = [0.0; WIDTH];
+                        sums[index].store(&mut values);
+                        let to = places[index].to;
+                        let end = (to / self.width + 1) * self.width;
+                        let outs = self.out[to..end].iter_mut().skip(rest).step_by(all.len());
+                        for (out, value) in outs.zip(values) {
+                            out.write(value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[allow(unsafe_code, reason = "a bound that is asserted once")]
+    #[inline(always)]
+    fn sums<L: Lanes, const COUNT: usize>(&self, places: &[Place; COUNT], taps: &[Tap]) -> [L; COUNT] {
+        let mut sums = [L::splat(self.start); COUNT];
+        for tap in taps {
+            let factor = L::splat(tap.factor);
+            for index in 0..COUNT {
+                // SAFETY: asserted in `run` for the largest place and offset.
+                let values = unsafe { load_at::<L>(self.copy, places[index].from + tap.offset) };
+                sums[index] = values.mul_add(factor, sums[index]);
+            }
+        }
+        sums
+    }
+}
+
+/// As [`Sums`] without remainders for the stacks of `stacks`, where the taps are a grid: column x starts at
+/// `columns[x]`, and its HEIGHT taps are a pitch apart; factors are \[HEIGHT\]\[columns\].
+pub(super) struct StackedSums<'a, const HEIGHT: usize> {
+    pub(super) copy: &'a [f32],
+    pub(super) columns: &'a [usize],
+    pub(super) factors: &'a [f32],
+    pub(super) start: f32,
+    pub(super) stacks: &'a Stacks,
+    /// Elements of a row of `out`.
+    pub(super) width: usize,
+    pub(super) out: &'a mut [MaybeUninit<f32>],
+}
+
+#[allow(unsafe_code, reason = "a bound that is asserted once")]
+impl<const HEIGHT: usize> Stage for StackedSums<'_, HEIGHT> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Stacks { top, pitch, rise, .. } = self.stacks;
+        if top.list.is_empty() {
+            return;
+        }
+        let below = (HEIGHT + STACK - 2) * pitch;
+        assert!(top.reach + self.columns.iter().max().unwrap_or(&0) + below + WIDTH <= self.copy.len());
+        for place in &top.list {
+            let mut sums = [L::splat(self.start); STACK];
+            for (x, column) in self.columns.iter().enumerate() {
+                let mut factors = [L::zero(); HEIGHT];
+                for tap in 0..HEIGHT {
+                    factors[tap] = L::splat(self.factors[tap * self.columns.len() + x]);
+                }
+                for row in 0..HEIGHT + STACK - 1 {
+                    // SAFETY: asserted above for the largest place, column and row.
+                    let values = unsafe { load_at::<L>(self.copy, place.from + column + row * pitch) };
+                    for tap in 0..HEIGHT {
+                        if tap <= row && row - tap < STACK {
+                            sums[row - tap] = values.mul_add(factors[tap], sums[row - tap]);
+                        }
+                    }
+                }
+            }
+            for index in 0..STACK {
+                let to = place.to + index * rise;
+                sums[index].write_some(&mut self.out[to..to + self.width.min(WIDTH)]);
+            }
+        }
+    }
+}
