@@ -2,11 +2,9 @@
 
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
 use super::winograd::{self, Tile};
 use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient};
-use crate::fresh::{uninit, written, zeros};
+use crate::fresh::{uninit, written};
 use crate::gemm::Simd;
 use crate::lanes::Instructions;
 use crate::{Float, Result};
@@ -79,6 +77,41 @@ fn tile(algorithm: Algorithm, shape: &Conv2dShape) -> Result<Tile> {
     }
 }
 
+/// Writes the output to all of `y`, by any algorithm but the plain formula: the blocks of a product cover all rows and
+/// columns of every group and image, the row loops every row of every plane, the tiles every pixel.
+fn fill_output(
+    algorithm: Algorithm,
+    shape: &Conv2dShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [MaybeUninit<f32>],
+) -> Result<()> {
+    match algorithm {
+        Algorithm::Depthwise if depthwise::applies(shape) => depthwise::forward(shape, x, weight, bias, y),
+        Algorithm::Gemm => implicit::forward(Simd::detect(), shape, x, weight, bias, y),
+        other => winograd::forward(tile(other, shape)?, shape, x, weight, bias, y),
+    }
+    Ok(())
+}
+
+/// Writes the gradient of the input to all of `grad_x`, by any algorithm but the plain formula: the remainder classes
+/// cover all pixels of every plane, taps or no taps.
+fn fill_input_gradient(
+    algorithm: Algorithm,
+    shape: &Conv2dShape,
+    weight: &[f32],
+    grad_y: &[f32],
+    grad_x: &mut [MaybeUninit<f32>],
+) -> Result<()> {
+    match algorithm {
+        Algorithm::Depthwise if depthwise::applies(shape) => depthwise::backward_input(shape, weight, grad_y, grad_x),
+        Algorithm::Gemm => input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, grad_x),
+        other => winograd::backward_input(tile(other, shape)?, shape, weight, grad_y, grad_x),
+    }
+    Ok(())
+}
+
 impl Passes for f32 {
     fn choose(shape: &Conv2dShape) -> Algorithm {
         Algorithm::choose(shape)
@@ -94,37 +127,19 @@ impl Passes for f32 {
 
     #[allow(unsafe_code, reason = "these algorithms write their whole output")]
     fn forward_vec(shape: &Conv2dShape, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Result<Vec<f32>> {
-        let fill = |y: &mut [MaybeUninit<f32>]| match Self::choose(shape) {
-            Algorithm::Depthwise => depthwise::forward(shape, x, weight, bias, y),
-            _ => implicit::forward(Simd::detect(), shape, x, weight, bias, y),
-        };
-        match Self::choose(shape) {
-            // SAFETY: the blocks of the product cover all rows and columns of every group and image; the row loops
-            // every row of every plane.
-            Algorithm::Gemm | Algorithm::Depthwise => Ok(unsafe { written(shape.output_len(), fill) }.0),
-            algorithm => {
-                let mut y = zeros(shape.output_len());
-                Self::forward(algorithm, shape, x, weight, bias, &mut y)?;
-                Ok(y)
-            }
-        }
+        let fill = |y: &mut [MaybeUninit<f32>]| fill_output(Self::choose(shape), shape, x, weight, bias, y);
+        // SAFETY: what `choose` gives for f32 is never the plain formula, so `fill_output` writes every element.
+        let (y, filled) = unsafe { written(shape.output_len(), fill) };
+        filled.map(|()| y)
     }
 
     #[allow(unsafe_code, reason = "these algorithms write their whole output")]
     fn backward_input_vec(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]) -> Result<Vec<f32>> {
-        let fill = |grad_x: &mut [MaybeUninit<f32>]| match Self::choose_input_gradient(shape) {
-            Algorithm::Depthwise => depthwise::backward_input(shape, weight, grad_y, grad_x),
-            _ => input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, grad_x),
-        };
-        match Self::choose_input_gradient(shape) {
-            // SAFETY: the remainder classes cover all pixels of every plane, taps or no taps.
-            Algorithm::Gemm | Algorithm::Depthwise => Ok(unsafe { written(shape.input_len(), fill) }.0),
-            algorithm => {
-                let mut grad_x = zeros(shape.input_len());
-                Self::backward_input(algorithm, shape, weight, grad_y, &mut grad_x)?;
-                Ok(grad_x)
-            }
-        }
+        let algorithm = Self::choose_input_gradient(shape);
+        let fill = |grad_x: &mut [MaybeUninit<f32>]| fill_input_gradient(algorithm, shape, weight, grad_y, grad_x);
+        // SAFETY: as above.
+        let (grad_x, filled) = unsafe { written(shape.input_len(), fill) };
+        filled.map(|()| grad_x)
     }
 
     fn forward(
@@ -135,18 +150,11 @@ impl Passes for f32 {
         bias: Option<&[f32]>,
         y: &mut [f32],
     ) -> Result<()> {
-        match algorithm {
-            Algorithm::Reference => reference::forward(shape, x, weight, bias, y),
-            Algorithm::Depthwise if depthwise::applies(shape) => {
-                depthwise::forward(shape, x, weight, bias, uninit(y));
-            }
-            Algorithm::Gemm => implicit::forward(Simd::detect(), shape, x, weight, bias, uninit(y)),
-            other => {
-                winograd::forward(tile(other, shape)?, shape, x, weight, y);
-                add_bias(shape, bias, y);
-            }
+        if algorithm == Algorithm::Reference {
+            reference::forward(shape, x, weight, bias, y);
+            return Ok(());
         }
-        Ok(())
+        fill_output(algorithm, shape, x, weight, bias, uninit(y))
     }
 
     fn backward_input(
@@ -156,17 +164,11 @@ impl Passes for f32 {
         grad_y: &[f32],
         grad_x: &mut [f32],
     ) -> Result<()> {
-        match algorithm {
-            Algorithm::Reference => reference::backward_input(shape, weight, grad_y, grad_x),
-            Algorithm::Depthwise if depthwise::applies(shape) => {
-                depthwise::backward_input(shape, weight, grad_y, uninit(grad_x));
-            }
-            Algorithm::Gemm => {
-                input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, uninit(grad_x));
-            }
-            other => winograd::backward_input(tile(other, shape)?, shape, weight, grad_y, grad_x),
+        if algorithm == Algorithm::Reference {
+            reference::backward_input(shape, weight, grad_y, grad_x);
+            return Ok(());
         }
-        Ok(())
+        fill_input_gradient(algorithm, shape, weight, grad_y, uninit(grad_x))
     }
 
     fn backward_weight(
@@ -237,14 +239,4 @@ impl Passes for f64 {
 
 fn plain_only(algorithm: Algorithm, shape: &Conv2dShape) -> Result<()> {
     if algorithm == Algorithm::Reference { Ok(()) } else { Err(shape.not_for(algorithm)) }
-}
-
-fn add_bias(shape: &Conv2dShape, bias: Option<&[f32]>, y: &mut [f32]) {
-    if let Some(bias) = bias {
-        let plane = shape.out_height() * shape.out_width();
-        y.par_chunks_mut(plane).enumerate().for_each(|(index, y)| {
-            let bias = bias[index % shape.out_channels];
-            y.iter_mut().for_each(|value| *value += bias);
-        });
-    }
 }

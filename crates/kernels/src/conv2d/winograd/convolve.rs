@@ -7,6 +7,7 @@
 //! over input channels is made in one task, in order.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Settings;
@@ -30,17 +31,19 @@ struct Pass<'a, V, const M: usize, const A: usize> {
     settings: Settings,
     x: &'a [f32],
     weight: &'a [f32],
-    y: Shared<'a, f32>,
+    bias: Option<&'a [f32]>,
+    y: Shared<'a, MaybeUninit<f32>>,
     variant: PhantomData<V>,
 }
 
-/// Overwrites `y` with the convolution of `x`.
+/// Writes the convolution of `x` to all of `y`.
 pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
     settings: Settings,
     layer: &Layer,
     x: &[f32],
     weight: &[f32],
-    y: &mut [f32],
+    bias: Option<&[f32]>,
+    y: &mut [MaybeUninit<f32>],
 ) {
     let pass = Pass::<V, M, A> {
         layer,
@@ -48,6 +51,7 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
         settings,
         x,
         weight,
+        bias,
         y: Shared::new(y),
         variant: PhantomData,
     };
@@ -233,6 +237,7 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
                     grid: &self.grid,
                     strip: self.grid.strip(strip),
                     block: first_block + index,
+                    bias: self.bias,
                     pixels: &mut pixels,
                     output: self.y,
                     transform: PhantomData,

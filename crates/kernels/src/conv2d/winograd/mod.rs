@@ -37,6 +37,8 @@ mod scratch;
 mod transform;
 mod weight_gradient;
 
+use std::mem::MaybeUninit;
+
 use grid::Layer;
 use limits::Limits;
 use points::{F2, F4};
@@ -103,15 +105,28 @@ fn multiplications(shape: &Conv2dShape, tile: Tile) -> usize {
     shape.batch * down * across * places
 }
 
-/// Overwrites `y` [N,K,Ho,Wo] with the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3]; `shape` is one that this
-/// [`computes`].
-pub(super) fn forward(tile: Tile, shape: &Conv2dShape, x: &[f32], weight: &[f32], y: &mut [f32]) {
-    convolve(Settings::new(), tile, &Layer::forward(shape), x, weight, y);
+/// Writes the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3], and `bias`, to all of `y` [N,K,Ho,Wo]; `shape` is one
+/// that this [`computes`].
+pub(super) fn forward(
+    tile: Tile,
+    shape: &Conv2dShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [MaybeUninit<f32>],
+) {
+    convolve(Settings::new(), tile, &Layer::forward(shape), x, weight, bias, y);
 }
 
-/// Overwrites `grad_x` [N,C,H,W] with the gradient of the input; `shape` is one that this [`computes`].
-pub(super) fn backward_input(tile: Tile, shape: &Conv2dShape, weight: &[f32], grad_y: &[f32], grad_x: &mut [f32]) {
-    convolve(Settings::new(), tile, &Layer::backward_input(shape), grad_y, weight, grad_x);
+/// Writes the gradient of the input to all of `grad_x` [N,C,H,W]; `shape` is one that this [`computes`].
+pub(super) fn backward_input(
+    tile: Tile,
+    shape: &Conv2dShape,
+    weight: &[f32],
+    grad_y: &[f32],
+    grad_x: &mut [MaybeUninit<f32>],
+) {
+    convolve(Settings::new(), tile, &Layer::backward_input(shape), grad_y, weight, None, grad_x);
 }
 
 /// Overwrites `grad_weight` [K,C,3,3] with the gradient of the weights; `shape` is one that this [`computes`].
@@ -119,10 +134,18 @@ pub(super) fn backward_weight(tile: Tile, shape: &Conv2dShape, x: &[f32], grad_y
     weight_gradient(Settings::new(), tile, &Layer::forward(shape), x, grad_y, grad_weight);
 }
 
-fn convolve(settings: Settings, tile: Tile, layer: &Layer, x: &[f32], weight: &[f32], y: &mut [f32]) {
+fn convolve(
+    settings: Settings,
+    tile: Tile,
+    layer: &Layer,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [MaybeUninit<f32>],
+) {
     match tile {
-        Tile::Two => convolve::run::<F2, 2, 4>(settings, layer, x, weight, y),
-        Tile::Four => convolve::run::<F4, 4, 6>(settings, layer, x, weight, y),
+        Tile::Two => convolve::run::<F2, 2, 4>(settings, layer, x, weight, bias, y),
+        Tile::Four => convolve::run::<F4, 4, 6>(settings, layer, x, weight, bias, y),
     }
 }
 

@@ -3,6 +3,7 @@
 use dsd_random::Stream;
 
 use super::*;
+use crate::fresh::uninit;
 
 /// Bounds of max |e| / max |reference|.
 const BOUND_F2: f64 = 2e-6;
@@ -121,8 +122,8 @@ fn direct(shape: &Conv2dShape, x: &[f32], weight: &[f32], grad_y: &[f32]) -> [Ve
 fn fast(settings: Settings, tile: Tile, shape: &Conv2dShape, arguments: &[Vec<f32>; 3]) -> [Vec<f32>; 3] {
     let [x, weight, grad_y] = arguments;
     let [mut y, mut grad_x, mut grad_weight] = [grad_y, x, weight].map(|like| vec![f32::NAN; like.len()]);
-    convolve(settings, tile, &Layer::forward(shape), x, weight, &mut y);
-    convolve(settings, tile, &Layer::backward_input(shape), grad_y, weight, &mut grad_x);
+    convolve(settings, tile, &Layer::forward(shape), x, weight, None, uninit(&mut y));
+    convolve(settings, tile, &Layer::backward_input(shape), grad_y, weight, None, uninit(&mut grad_x));
     weight_gradient(settings, tile, &Layer::forward(shape), x, grad_y, &mut grad_weight);
     [y, grad_x, grad_weight]
 }

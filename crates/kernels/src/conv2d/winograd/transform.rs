@@ -5,6 +5,7 @@
 //! it side by side; only the change of layout moves values between lanes.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::blocks::{Block, CHANNELS, load_at, store_at};
@@ -165,10 +166,12 @@ pub(super) struct FromTiles<'a, T, const A: usize, const M: usize> {
     pub(super) grid: &'a Grid,
     pub(super) strip: Strip,
     pub(super) block: usize,
+    /// What is added to each output channel.
+    pub(super) bias: Option<&'a [f32]>,
     /// Work memory: A rows of `grid.strip_width(M)`.
     pub(super) pixels: &'a mut [Block],
     /// The output, NCHW. No other stage that runs meanwhile has the same strip and block.
-    pub(super) output: Shared<'a, f32>,
+    pub(super) output: Shared<'a, MaybeUninit<f32>>,
     pub(super) transform: PhantomData<T>,
 }
 
@@ -183,7 +186,7 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> FromTiles<'_, T, A, M> {
             if y >= height || len == 0 {
                 break;
             }
-            let mut rows: [&mut [f32]; CHANNELS] = std::array::from_fn(|lane| {
+            let mut rows: [&mut [MaybeUninit<f32>]; CHANNELS] = std::array::from_fn(|lane| {
                 let channel = first_channel + lane;
                 if channel < self.layer.out_channels {
                     let plane = self.strip.image * self.layer.out_channels + channel;
@@ -233,6 +236,15 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T,
         }
         // SAFETY: A rows of `width` pixels are there.
         unsafe { down::<L, T, A, M>(self.pixels, width) };
+        if let Some(bias) = self.bias {
+            let bias = &bias[(self.block * CHANNELS).min(bias.len())..];
+            for half in 0..2 {
+                let bias = L::load_some(&bias[(half * WIDTH).min(bias.len())..]);
+                for pixel in &mut self.pixels[..M * width] {
+                    pixel.store(half, pixel.load::<L>(half).add(bias));
+                }
+            }
+        }
         self.scatter::<L>(width);
     }
 }
@@ -414,7 +426,7 @@ fn interleave<L: Lanes>(rows: &[&[f32]; CHANNELS], pixels: &mut [Block]) {
 
 /// The opposite of [`interleave`]: planes with an empty row get nothing.
 #[inline(always)]
-fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [f32]; CHANNELS]) {
+fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [MaybeUninit<f32>]; CHANNELS]) {
     for (half, rows) in rows.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
         let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len());
         for next in (0..pixels.len()).step_by(WIDTH) {
@@ -430,7 +442,7 @@ fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [f32]; CHANNELS]) {
                     #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
                     // SAFETY: `x` is at most 8 less than the length of each row.
                     unsafe {
-                        columns[lane].store(&mut *rows[lane].as_mut_ptr().add(x).cast());
+                        columns[lane].write(&mut *rows[lane].as_mut_ptr().add(x).cast());
                     }
                 }
                 continue;
@@ -439,7 +451,7 @@ fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [f32]; CHANNELS]) {
             let columns = L::load_columns(group.map(|pixel| &pixel.0.as_chunks().0[half]));
             for (row, column) in rows.iter_mut().zip(columns) {
                 if let Some(row) = row.get_mut(x..) {
-                    column.store_some(row);
+                    column.write_some(row);
                 }
             }
         }
