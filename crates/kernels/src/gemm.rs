@@ -18,6 +18,9 @@ pub(crate) const PANEL_COLUMNS: usize = 16;
 /// Panels of A that stay in the second-level cache while panels of B pass.
 const PANELS_PER_ROUND: usize = 16;
 
+/// Elements of panels of B that stay in the first-level cache.
+const CACHED_COLUMNS: usize = 6 << 10;
+
 /// A matrix C that tasks write parts of; what a block does not add to need not be initialised.
 pub(crate) type Target<'a> = Shared<'a, MaybeUninit<f32>>;
 
@@ -152,22 +155,32 @@ impl Block<'_> {
     #[allow(unsafe_code, reason = "hands its contract on")]
     #[inline(always)]
     unsafe fn rounds<const AVX2: bool>(&self, c: Target<'_>) {
+        // Where C is larger than B, several panels of B stay in the first-level cache while panels of A pass, so that
+        // rows of C are written in long runs.
+        let rows = self.row_panels.rows(self.panels.start).start..self.row_panels.rows(self.panels.end - 1).end;
+        let group = if rows.len() > self.depth { CACHED_COLUMNS / (PANEL_COLUMNS * self.depth) } else { 1 };
+        let group = group.max(1);
+        let count = self.columns.len().div_ceil(PANEL_COLUMNS);
         for round in self.panels.clone().step_by(PANELS_PER_ROUND) {
             let round = round..(round + PANELS_PER_ROUND).min(self.panels.end);
-            for (b, columns) in self.b.chunks_exact(PANEL_COLUMNS * self.depth).zip(self.columns.chunks(PANEL_COLUMNS))
-            {
+            for first in (0..count).step_by(group) {
                 for panel in round.clone() {
                     let rows = self.row_panels.rows(panel);
                     let a = &self.a[rows.start * self.depth..rows.end * self.depth];
-                    // SAFETY: the contract is handed on unchanged.
-                    unsafe {
-                        match rows.len() {
-                            1 => self.tile::<AVX2, 1>(a, b, rows.start, columns, c),
-                            2 => self.tile::<AVX2, 2>(a, b, rows.start, columns, c),
-                            3 => self.tile::<AVX2, 3>(a, b, rows.start, columns, c),
-                            4 => self.tile::<AVX2, 4>(a, b, rows.start, columns, c),
-                            5 => self.tile::<AVX2, 5>(a, b, rows.start, columns, c),
-                            _ => self.tile::<AVX2, 6>(a, b, rows.start, columns, c),
+                    for index in first..(first + group).min(count) {
+                        let b = &self.b[index * PANEL_COLUMNS * self.depth..][..PANEL_COLUMNS * self.depth];
+                        let columns =
+                            &self.columns[index * PANEL_COLUMNS..self.columns.len().min((index + 1) * PANEL_COLUMNS)];
+                        // SAFETY: the contract is handed on unchanged.
+                        unsafe {
+                            match rows.len() {
+                                1 => self.tile::<AVX2, 1>(a, b, rows.start, columns, c),
+                                2 => self.tile::<AVX2, 2>(a, b, rows.start, columns, c),
+                                3 => self.tile::<AVX2, 3>(a, b, rows.start, columns, c),
+                                4 => self.tile::<AVX2, 4>(a, b, rows.start, columns, c),
+                                5 => self.tile::<AVX2, 5>(a, b, rows.start, columns, c),
+                                _ => self.tile::<AVX2, 6>(a, b, rows.start, columns, c),
+                            }
                         }
                     }
                 }
