@@ -21,7 +21,7 @@ use crate::parallel::{Shared, for_each_task};
 
 /// Blocks between two planes beyond what they hold: planes a power of two apart would fall on the same cache lines.
 pub(super) const SKEW: usize = 1;
-/// Blocks of output channels that are multiplied together, at most.
+/// Blocks of output channels that read the same tiles together, at most.
 pub(super) const GROUP: usize = 4;
 
 /// One pass over a layer.
@@ -82,16 +82,15 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
         });
         let filters = &filters[..];
 
-        // Many channels: more tiles per task, because each task reads all the weights. Four tasks at least, and an even
-        // number of nearly equal ones.
-        let wanted = if in_blocks > 8 { 96 } else { 48 };
+        // Few channels: so many tiles per task that V and M stay in the second-level cache. Many: more, because each
+        // task reads all the weights. Four tasks at least, and an even number of nearly equal ones.
+        let wanted = if in_blocks > 8 { 96 } else { (64 / in_blocks).max(16) };
         let (strips, strip_tiles) = (self.grid.strips, self.grid.strip_tiles());
         let tasks = (strips * strip_tiles).div_ceil(wanted).max(4).next_multiple_of(2).min(strips);
         let tiles_stride = strips.div_ceil(tasks) * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
         let products_stride = tiles_stride + SKEW;
-        // Several blocks of output channels read V together where it does not fit into the cache.
-        let group = (in_blocks / 4).clamp(1, GROUP);
+        let group = GROUP.min(out_blocks);
         for_each_task(tasks, |task| {
             let strips = task * strips / tasks..(task + 1) * strips / tasks;
             let mut values = Scratch::take(A * A * values_stride);
@@ -134,13 +133,8 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
         let values_stride = in_blocks * tiles_stride + SKEW;
         let products_stride = tiles_stride + SKEW;
         let products_len = A * A * products_stride;
-        // Few tiles: the products of all planes stay in the cache, and so do the weights that meet them, if they are
-        // taken part by part.
-        let (group, part) = if products_len <= limits.cached_product_blocks {
-            (2.min(out_blocks), limits.part_blocks.min(in_blocks))
-        } else {
-            ((out_blocks / 4).clamp(1, GROUP), in_blocks)
-        };
+        // Weights are transformed part by part, so that they are still in the cache when they are multiplied.
+        let (group, part) = (2.min(out_blocks), limits.part_blocks.min(in_blocks));
         let filters_stride = part * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
         let mut values = Scratch::take(A * A * values_stride);

@@ -18,9 +18,7 @@ pub(super) struct Limits {
     pub(super) round_blocks: usize,
     /// if that is between these many tiles: the weights are transformed for each round.
     pub(super) round_tiles: [usize; 2],
-    /// Products of one block of output channels up to this stay in the cache; then the weights are transformed ...
-    pub(super) cached_product_blocks: usize,
-    /// ... for so many blocks of input channels at a time.
+    /// Blocks of input channels whose weights are transformed at a time there.
     pub(super) part_blocks: usize,
     /// Transformed tiles of inputs and gradients that are held at once for the gradient of the weights,
     pub(super) gradient_round_blocks: usize,
@@ -33,12 +31,11 @@ pub(super) struct Limits {
 impl Limits {
     /// What every caller gets.
     pub(super) const DEFAULT: Self = Self {
-        few_tile_blocks: 6 * MEGABYTE,
+        few_tile_blocks: 16 * MEGABYTE,
         many_filter_blocks: 4 * MEGABYTE,
         held_filter_blocks: 32 * MEGABYTE,
         round_blocks: 16 * MEGABYTE,
         round_tiles: [64, 256],
-        cached_product_blocks: MEGABYTE / 8,
         part_blocks: 4,
         gradient_round_blocks: 3 * MEGABYTE,
         gradient_round_tiles: 128,
@@ -53,7 +50,6 @@ impl Limits {
         held_filter_blocks: 0,
         round_blocks: 0,
         round_tiles: [5, 5],
-        cached_product_blocks: 300,
         part_blocks: 4,
         gradient_round_blocks: 0,
         gradient_round_tiles: 5,
