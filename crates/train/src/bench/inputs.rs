@@ -1,6 +1,7 @@
 //! Random inputs, and what a backward pass begins with.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, Var};
+use dsd_ops::Tape;
 use dsd_random::Stream;
 
 pub(super) fn random(count: usize, purpose: &str) -> Vec<f32> {
@@ -27,22 +28,44 @@ pub(super) fn scalar(value: &Tensor) -> crate::Result<f64> {
     Ok(value.to_dtype(DType::F64)?.to_scalar()?)
 }
 
-/// A dense random gradient for an output, made in the first run and kept.
+/// Forward and backward passes as a training step runs them, on a tape. The output gets a dense random gradient, made
+/// in the first run and kept.
 #[derive(Default)]
 pub(super) struct Upstream(Option<Tensor>);
 
 impl Upstream {
-    /// Backward from the output with this gradient; a scalar gets 1, and is returned.
-    pub(super) fn backward(&mut self, output: &Tensor) -> crate::Result<Option<f64>> {
+    /// One pass of `forward` and back; a scalar output gets 1 as its gradient, and is returned.
+    pub(super) fn run(&mut self, forward: impl FnOnce() -> crate::Result<Tensor>) -> crate::Result<Option<f64>> {
+        let tape = Tape::start();
+        let output = forward()?;
         if output.rank() == 0 {
-            output.backward()?;
-            return Ok(Some(scalar(output)?));
+            tape.finish(&output)?;
+            return Ok(Some(scalar(&output)?));
         }
         let gradient = match &self.0 {
             Some(gradient) => gradient.clone(),
             None => self.0.insert(tensor(output.dims(), "gradient")?).clone(),
         };
-        (output * gradient)?.sum_all()?.backward()?;
+        tape.finish(&output.apply_op1(Given { gradient })?)?;
         Ok(None)
+    }
+}
+
+/// A scalar whose gradient by its argument is a given tensor; costs nothing either way.
+struct Given {
+    gradient: Tensor,
+}
+
+impl CustomOp1 for Given {
+    fn name(&self) -> &'static str {
+        "given"
+    }
+
+    fn cpu_fwd(&self, _storage: &CpuStorage, _layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn bwd(&self, _arg: &Tensor, _result: &Tensor, _gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.gradient.clone()))
     }
 }

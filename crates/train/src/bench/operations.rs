@@ -26,7 +26,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             "conv 3x3 4,64,64,64 forward + backward",
             json!({ "kind": "operation", "name": "convolution", "x": [4, 64, 64, 64] }),
         ),
-        || upstream.backward(&conv2d(x.as_tensor(), weight.as_tensor(), None, convolution)?),
+        || upstream.run(|| Ok(conv2d(x.as_tensor(), weight.as_tensor(), None, convolution)?)),
     )?;
     for dims in [[4, 64, 64, 64], [8, 64, 56, 56], [2, 64, 256, 256]] {
         let x = var(&dims, "x")?;
@@ -39,7 +39,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             ),
             || {
                 let (x, scale, shift) = (x.as_tensor(), scale.as_tensor(), shift.as_tensor());
-                upstream.backward(&batch_norm_train(x, scale, shift, None, 1e-5, Activation::Relu)?)
+                upstream.run(|| Ok(batch_norm_train(x, scale, shift, None, 1e-5, Activation::Relu)?))
             },
         )?;
     }
@@ -49,7 +49,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             "prelu 4,64,64,64 forward + backward",
             json!({ "kind": "operation", "name": "prelu", "x": [4, 64, 64, 64] }),
         ),
-        || upstream.backward(&prelu(x.as_tensor(), scale.as_tensor())?),
+        || upstream.run(|| Ok(prelu(x.as_tensor(), scale.as_tensor())?)),
     )?;
     let mut upstream = Upstream::default();
     bench.case(
@@ -57,7 +57,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             "max pool 3x3/2 4,64,64,64 forward + backward",
             json!({ "kind": "operation", "name": "max pool", "x": [4, 64, 64, 64] }),
         ),
-        || upstream.backward(&max_pool2d(x.as_tensor(), window)?),
+        || upstream.run(|| Ok(max_pool2d(x.as_tensor(), window)?)),
     )?;
     let mut upstream = Upstream::default();
     bench.case(
@@ -65,7 +65,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             "adaptive average pool 6x6 4,64,64,64 forward + backward",
             json!({ "kind": "operation", "name": "adaptive average pool", "x": [4, 64, 64, 64] }),
         ),
-        || upstream.backward(&adaptive_avg_pool2d(x.as_tensor(), [6, 6])?),
+        || upstream.run(|| Ok(adaptive_avg_pool2d(x.as_tensor(), [6, 6])?)),
     )?;
     let logits = var(&[4, CLASSES, 32, 32], "logits")?;
     let mut upstream = Upstream::default();
@@ -74,7 +74,7 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             "bilinear 4,11,32,32→256,256 forward + backward",
             json!({ "kind": "operation", "name": "bilinear", "x": [4, CLASSES, 32, 32] }),
         ),
-        || upstream.backward(&resize_bilinear(logits.as_tensor(), [256, 256], true)?),
+        || upstream.run(|| Ok(resize_bilinear(logits.as_tensor(), [256, 256], true)?)),
     )?;
     let full = var(&[4, CLASSES, 256, 256], "full")?;
     let labels = labels(4, [256, 256], CLASSES)?;
@@ -85,12 +85,8 @@ pub(super) fn ops(bench: &mut Bench) -> Result<()> {
             json!({ "kind": "operation", "name": "cross-entropy", "x": [4, CLASSES, 256, 256] }),
         ),
         || {
-            let loss = cross_entropy(
-                full.as_tensor(),
-                &labels,
-                CrossEntropyOptions { ignore_label: dsd_data::IGNORE, class_weights: None },
-            )?;
-            upstream.backward(&loss)
+            let options = CrossEntropyOptions { ignore_label: dsd_data::IGNORE, class_weights: None };
+            upstream.run(|| Ok(cross_entropy(full.as_tensor(), &labels, options)?))
         },
     )?;
     Ok(())
