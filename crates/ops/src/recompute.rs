@@ -51,8 +51,11 @@ pub fn recompute(x: &Tensor, part: Part) -> Result<Tensor> {
     if !x.track_op() {
         return Ok(part(x)?);
     }
-    // The graph inside ends with `y`, at the end of this function.
-    let y = part(&x.detach())?.detach().contiguous()?;
+    // The graph inside ends with `y`, and what the part records with a tape of its own: neither is kept.
+    let y = {
+        let _inside = Tape::start();
+        part(&x.detach())?.detach().contiguous()?
+    };
     let output = match y.dtype() {
         DType::F32 => copy::<f32>(&y)?,
         DType::F64 => copy::<f64>(&y)?,
@@ -203,6 +206,22 @@ mod tests {
             assert!((one - other).abs() <= 1e-5 * (1.0 + one.abs()), "{one} {other}");
         }
         assert!(!is_recomputing());
+    }
+
+    #[test]
+    fn a_tape_keeps_one_node_of_a_part() {
+        let net = Net::new();
+        let x = Var::from_tensor(&values(3, &[2, 4, 9, 7])).unwrap();
+        let inner = Arc::clone(&net);
+        let part: Part = Arc::new(move |x| inner.block(x).map_err(candle_core::Error::wrap));
+        let tape = Tape::start();
+        part(x.as_tensor()).unwrap();
+        let inside = tape::recorded();
+        assert!(inside > 3, "{inside}");
+        let y = recompute(x.as_tensor(), part).unwrap();
+        assert_eq!(tape::recorded(), inside + 1);
+        let gradients = tape.finish(&y.sqr().unwrap().sum_all().unwrap()).unwrap();
+        assert!(net.variables().iter().all(|variable| gradients.get(variable.as_tensor()).is_some()));
     }
 
     #[test]

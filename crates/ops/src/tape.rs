@@ -115,6 +115,12 @@ fn run_backward(loss: &Tensor, last: bool) -> Result<GradStore> {
     Ok(gradients)
 }
 
+/// The number of operations on the tape that records.
+#[cfg(test)]
+pub(crate) fn recorded() -> usize {
+    CURRENT.with_borrow(|record| record.as_ref().map_or(0, |record| record.nodes.len()))
+}
+
 /// Gradients of parameters for whoever called [`backward`].
 pub(crate) fn found_inside(gradients: &GradStore) {
     let ids: Vec<TensorId> = gradients.get_ids().copied().collect();

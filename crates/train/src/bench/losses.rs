@@ -140,7 +140,7 @@ pub(super) fn losses(bench: &mut Bench) -> Result<()> {
         };
         let mut upstream = Upstream::default();
         let resident = memory::resident();
-        bench.case(Case { resident, ..Case::new(name, peer) }, || upstream.run(|| loss(&inputs)))?;
+        bench.case(Case { resident, ..Case::new(name, peer) }, || upstream.run(|| Ok(loss(&inputs)?)))?;
     }
     Ok(())
 }
