@@ -50,7 +50,7 @@ impl Limits {
         held_filter_blocks: 0,
         round_blocks: 0,
         round_tiles: [5, 5],
-        part_blocks: 4,
+        part_blocks: 1,
         gradient_round_blocks: 0,
         gradient_round_tiles: 5,
         sum_blocks: 0,
