@@ -1,8 +1,9 @@
 //! The inner part of a blocked matrix product C = A·B in f32: packed panels in, tiles of C out.
 //!
-//! A is packed in panels of up to 6 rows, B in panels of 16 columns, so that the innermost loop reads both without
-//! gaps: 12 vectors of C stay in registers while one column of A meets one row of B per step. Callers pack (the second
-//! matrix of a convolution never exists as a whole) and decide which task computes which part of C.
+//! A is packed in panels of up to 6 rows, so that the innermost loop reads it without gaps; B comes in panels of 16
+//! columns whose rows lie side by side in memory, packed ([`Columns::packed`]) or where they were found
+//! ([`Columns::in_place`]). 12 vectors of C stay in registers while one column of A meets one row of B per step. Callers
+//! pack (the second matrix of a convolution never exists as a whole) and decide which task computes which part of C.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -103,18 +104,84 @@ pub(crate) fn pack_panel(rows: &[&[f32]], panel: &mut [f32]) {
     }
 }
 
+/// Up to 16 columns of B, which lie side by side.
+#[derive(Clone, Debug)]
+pub(crate) struct Panel {
+    /// Where the first of 16 columns lies, before the offset of a row.
+    first: usize,
+    /// Those of the 16 that are wanted, as places in the list of C's columns.
+    columns: Range<usize>,
+}
+
+/// The most rows of a packed B.
+pub(crate) const PACKED_ROWS: usize = 256;
+
+/// Where the rows of a packed panel lie.
+static PACKED_OFFSETS: [usize; PACKED_ROWS] = {
+    let mut offsets = [0; PACKED_ROWS];
+    let mut row = 0;
+    while row < PACKED_ROWS {
+        offsets[row] = row * PANEL_COLUMNS;
+        row += 1;
+    }
+    offsets
+};
+
+/// Columns of B: element z of column j of a panel is `elements[first + rows[z] + j]`.
+pub(crate) struct Columns<'a> {
+    elements: &'a [f32],
+    rows: &'a [usize],
+    panels: Vec<Panel>,
+}
+
+impl<'a> Columns<'a> {
+    /// `count` columns in panels `[depth][16]`, at most [`PACKED_ROWS`] deep.
+    pub(crate) fn packed(elements: &'a [f32], depth: usize, count: usize) -> Self {
+        let panel = |index: usize| Panel {
+            first: index * PANEL_COLUMNS * depth,
+            columns: index * PANEL_COLUMNS..count.min((index + 1) * PANEL_COLUMNS),
+        };
+        let panels: Vec<Panel> = (0..count.div_ceil(PANEL_COLUMNS)).map(panel).collect();
+        assert!(elements.len() >= panels.len() * PANEL_COLUMNS * depth);
+        Self { elements, rows: &PACKED_OFFSETS[..depth], panels }
+    }
+
+    /// The columns of some runs where they lie; row z of each is `rows[z]` further. At least 16 elements must follow the
+    /// first one of the last row of the last column.
+    pub(crate) fn in_place(elements: &'a [f32], rows: &'a [usize], runs: &[Run]) -> Self {
+        let last = elements.len().checked_sub(rows.iter().max().unwrap_or(&0) + PANEL_COLUMNS);
+        let mut panels = Vec::new();
+        let mut column = 0;
+        for run in runs {
+            for start in (0..run.len).step_by(PANEL_COLUMNS) {
+                let first = run.first + start;
+                assert!(last.is_some_and(|last| first <= last));
+                let len = (run.len - start).min(PANEL_COLUMNS);
+                panels.push(Panel { first, columns: column..column + len });
+                column += len;
+            }
+        }
+        Self { elements, rows, panels }
+    }
+}
+
+/// Neighbouring columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) first: usize,
+    pub(crate) len: usize,
+}
+
 /// One part of C to compute: some panels of A times some panels of B.
 pub(crate) struct Block<'a> {
-    /// The length of the sums.
-    pub(crate) depth: usize,
     /// How A's rows are cut.
     pub(crate) row_panels: RowPanels,
     /// The panels of A that this block computes.
     pub(crate) panels: Range<usize>,
     /// All of A, packed: the panel of rows r.. starts at r · depth.
     pub(crate) a: &'a [f32],
-    /// Panels `[depth][16]` of B, as many as `columns` needs.
-    pub(crate) b: &'a [f32],
+    /// The columns of B, as many as `columns` has.
+    pub(crate) b: Columns<'a>,
     /// Where in C each column begins.
     pub(crate) columns: &'a [usize],
     /// From one row of C to the next.
@@ -158,28 +225,24 @@ impl Block<'_> {
         // Where C is larger than B, several panels of B stay in the first-level cache while panels of A pass, so that
         // rows of C are written in long runs.
         let rows = self.row_panels.rows(self.panels.start).start..self.row_panels.rows(self.panels.end - 1).end;
-        let group = if rows.len() > self.depth { CACHED_COLUMNS / (PANEL_COLUMNS * self.depth) } else { 1 };
-        let group = group.max(1);
-        let count = self.columns.len().div_ceil(PANEL_COLUMNS);
+        let depth = self.b.rows.len();
+        let group = if rows.len() > depth { (CACHED_COLUMNS / (PANEL_COLUMNS * depth)).max(1) } else { 1 };
         for round in self.panels.clone().step_by(PANELS_PER_ROUND) {
             let round = round..(round + PANELS_PER_ROUND).min(self.panels.end);
-            for first in (0..count).step_by(group) {
+            for group in self.b.panels.chunks(group) {
                 for panel in round.clone() {
                     let rows = self.row_panels.rows(panel);
-                    let a = &self.a[rows.start * self.depth..rows.end * self.depth];
-                    for index in first..(first + group).min(count) {
-                        let b = &self.b[index * PANEL_COLUMNS * self.depth..][..PANEL_COLUMNS * self.depth];
-                        let columns =
-                            &self.columns[index * PANEL_COLUMNS..self.columns.len().min((index + 1) * PANEL_COLUMNS)];
+                    let a = &self.a[rows.start * depth..rows.end * depth];
+                    for b in group {
                         // SAFETY: the contract is handed on unchanged.
                         unsafe {
                             match rows.len() {
-                                1 => self.tile::<AVX2, 1>(a, b, rows.start, columns, c),
-                                2 => self.tile::<AVX2, 2>(a, b, rows.start, columns, c),
-                                3 => self.tile::<AVX2, 3>(a, b, rows.start, columns, c),
-                                4 => self.tile::<AVX2, 4>(a, b, rows.start, columns, c),
-                                5 => self.tile::<AVX2, 5>(a, b, rows.start, columns, c),
-                                _ => self.tile::<AVX2, 6>(a, b, rows.start, columns, c),
+                                1 => self.tile::<AVX2, 1>(a, b, rows.start, c),
+                                2 => self.tile::<AVX2, 2>(a, b, rows.start, c),
+                                3 => self.tile::<AVX2, 3>(a, b, rows.start, c),
+                                4 => self.tile::<AVX2, 4>(a, b, rows.start, c),
+                                5 => self.tile::<AVX2, 5>(a, b, rows.start, c),
+                                _ => self.tile::<AVX2, 6>(a, b, rows.start, c),
                             }
                         }
                     }
@@ -192,24 +255,20 @@ impl Block<'_> {
     /// As [`Self::rounds`].
     #[allow(unsafe_code, reason = "hands its contract on; rows of C come from the shared slice")]
     #[inline(always)]
-    unsafe fn tile<const AVX2: bool, const ROWS: usize>(
-        &self,
-        a: &[f32],
-        b: &[f32],
-        first_row: usize,
-        columns: &[usize],
-        c: Target<'_>,
-    ) {
-        let mut start = [0f32; ROWS];
-        if let (false, Some(bias)) = (self.add, self.bias) {
-            start.copy_from_slice(&bias[first_row..first_row + ROWS]);
-        }
+    unsafe fn tile<const AVX2: bool, const ROWS: usize>(&self, a: &[f32], b: &Panel, first_row: usize, c: Target<'_>) {
+        let columns = &self.columns[b.columns.clone()];
+        let b = &self.b.elements[b.first..];
+        // Not a copy: its elements would be stored one by one and loaded together, which waits for the stores.
+        let start: Option<&[f32; ROWS]> = match self.bias {
+            Some(bias) if !self.add => bias[first_row..].first_chunk(),
+            _ => None,
+        };
         let run = columns.len() == PANEL_COLUMNS && columns[PANEL_COLUMNS - 1] - columns[0] == PANEL_COLUMNS - 1;
         #[cfg(target_arch = "x86_64")]
         if AVX2 && run {
             // SAFETY: the features are enabled by contract; `part` checks the bounds of each row of C.
             unsafe {
-                avx2::tile_to_rows::<ROWS>(a, b, start, self.add, |row| {
+                avx2::tile_to_rows::<ROWS>(a, b, self.b.rows, start, self.add, |row| {
                     c.part(columns[0] + (first_row + row) * self.row_stride, PANEL_COLUMNS)
                 });
             }
@@ -221,30 +280,24 @@ impl Block<'_> {
             let rows = target(sums.as_flattened_mut());
             // SAFETY: the features are enabled by contract; each row of the buffer is handed out once.
             unsafe {
-                avx2::tile_to_rows::<ROWS>(a, b, start, false, |row| rows.part(row * PANEL_COLUMNS, PANEL_COLUMNS))
+                avx2::tile_to_rows::<ROWS>(a, b, self.b.rows, start, false, |row| {
+                    rows.part(row * PANEL_COLUMNS, PANEL_COLUMNS)
+                })
             };
         }
         if !AVX2 {
-            sums = portable_tile::<ROWS>(a, b, start);
+            sums = portable_tile::<ROWS>(a, b, self.b.rows, start);
         }
-        if run {
-            for (row, sums) in sums.iter().enumerate() {
-                // SAFETY: this row's columns belong to this block by contract.
-                let out = unsafe { c.part(columns[0] + (first_row + row) * self.row_stride, PANEL_COLUMNS) };
+        let run = columns[columns.len() - 1] - columns[0] == columns.len() - 1;
+        let count = if run { columns.len() } else { 1 };
+        for (row, sums) in sums.iter().enumerate() {
+            for (columns, sums) in columns.chunks(count).zip(sums.chunks(count)) {
+                // SAFETY: these elements belong to this block by contract.
+                let out = unsafe { c.part(columns[0] + (first_row + row) * self.row_stride, count) };
                 for (out, sum) in out.iter_mut().zip(sums) {
                     // SAFETY: what is added to has been written by contract.
                     let old = if self.add { unsafe { out.assume_init() } } else { 0.0 };
                     out.write(if self.add { old + sum } else { *sum });
-                }
-            }
-        } else {
-            for (row, sums) in sums.iter().enumerate() {
-                for (column, sum) in columns.iter().zip(sums) {
-                    // SAFETY: this element belongs to this block by contract.
-                    let out = unsafe { c.part(column + (first_row + row) * self.row_stride, 1) };
-                    // SAFETY: what is added to has been written by contract.
-                    let old = if self.add { unsafe { out[0].assume_init() } } else { 0.0 };
-                    out[0].write(if self.add { old + sum } else { *sum });
                 }
             }
         }
@@ -252,11 +305,16 @@ impl Block<'_> {
 }
 
 #[inline(always)]
-fn portable_tile<const ROWS: usize>(a: &[f32], b: &[f32], start: [f32; ROWS]) -> [[f32; PANEL_COLUMNS]; ROWS] {
-    let mut sums = start.map(|value| [value; PANEL_COLUMNS]);
-    for (a, b) in a.chunks_exact(ROWS).zip(b.chunks_exact(PANEL_COLUMNS)) {
+fn portable_tile<const ROWS: usize>(
+    a: &[f32],
+    b: &[f32],
+    rows: &[usize],
+    start: Option<&[f32; ROWS]>,
+) -> [[f32; PANEL_COLUMNS]; ROWS] {
+    let mut sums = start.map_or([[0.0; PANEL_COLUMNS]; ROWS], |start| start.map(|value| [value; PANEL_COLUMNS]));
+    for (a, row) in a.chunks_exact(ROWS).zip(rows) {
         for (sums, a) in sums.iter_mut().zip(a) {
-            for (sum, b) in sums.iter_mut().zip(b) {
+            for (sum, b) in sums.iter_mut().zip(&b[*row..][..PANEL_COLUMNS]) {
                 *sum += a * b;
             }
         }
@@ -267,37 +325,39 @@ fn portable_tile<const ROWS: usize>(a: &[f32], b: &[f32], start: [f32; ROWS]) ->
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_storeu_ps,
+        __m256, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps,
     };
     use std::mem::MaybeUninit;
-
-    use super::PANEL_COLUMNS;
 
     /// A tile of C, stored to or added to the rows that `row` hands out.
     ///
     /// # Safety
-    /// AVX2 and FMA are enabled, and every slice that `row` hands out has 16 elements, initialised where `add`.
+    /// AVX2 and FMA are enabled, `b` has 16 elements from each of `rows` on, and every slice that `row` hands out has 16
+    /// elements, initialised where `add`.
     #[allow(unsafe_code, reason = "vector instructions and unchecked reads in the innermost loop")]
     #[inline(always)]
     pub(super) unsafe fn tile_to_rows<'a, const ROWS: usize>(
         a: &[f32],
         b: &[f32],
-        start: [f32; ROWS],
+        rows: &[usize],
+        start: Option<&[f32; ROWS]>,
         add: bool,
         mut row: impl FnMut(usize) -> &'a mut [MaybeUninit<f32>],
     ) {
-        let depth = b.len() / PANEL_COLUMNS;
-        assert!(a.len() >= depth * ROWS);
-        let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
-        // SAFETY: step t of the loop reads a[t·ROWS ..][..ROWS] and b[t·16 ..][..16] with t < depth, inside both by the
-        // assertion; the rows have 16 elements by contract.
+        assert!(a.len() >= rows.len() * ROWS);
+        let (mut a, b) = (a.as_ptr(), b.as_ptr());
+        // SAFETY: step t of the loop reads a[t·ROWS ..][..ROWS], inside by the assertion, and 16 elements of `b` from row t
+        // on, inside by contract; the rows of C have 16 elements by contract.
         unsafe {
             let mut sums: [[__m256; 2]; ROWS] = [[_mm256_setzero_ps(); 2]; ROWS];
-            for index in 0..ROWS {
-                sums[index] = [_mm256_set1_ps(start[index]); 2];
+            if let Some(start) = start {
+                for index in 0..ROWS {
+                    sums[index] = [_mm256_broadcast_ss(&start[index]); 2];
+                }
             }
-            for _ in 0..depth {
+            for row in rows {
+                let b = b.add(*row);
                 let (low, high) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
                 for index in 0..ROWS {
                     let factor = _mm256_broadcast_ss(&*a.add(index));
@@ -305,7 +365,6 @@ mod avx2 {
                     sums[index][1] = _mm256_fmadd_ps(factor, high, sums[index][1]);
                 }
                 a = a.add(ROWS);
-                b = b.add(PANEL_COLUMNS);
             }
             for index in 0..ROWS {
                 let out = row(index).as_mut_ptr().cast::<f32>();
@@ -348,7 +407,7 @@ mod tests {
     #[allow(unsafe_code, reason = "one task owns all of C")]
     fn blocks_equal_the_sum_over_the_depth() {
         let mut stream = Stream::new(1, "gemm", 0, 0);
-        for (rows, depth, columns) in [(1, 1, 1), (6, 5, 16), (7, 9, 17), (13, 300, 40), (31, 8, 33)] {
+        for (rows, depth, columns) in [(1, 1, 1), (6, 5, 16), (7, 9, 17), (13, 256, 40), (31, 8, 33)] {
             let mut draw = |len: usize| (0..len).map(|_| stream.normal() as f32).collect::<Vec<_>>();
             let (a, b, bias) = (draw(rows * depth), draw(depth * columns), draw(rows));
             let row_panels = RowPanels::new(rows);
@@ -369,11 +428,10 @@ mod tests {
                 let mut c = vec![0.0; rows * columns];
                 for add in [false, true] {
                     let block = Block {
-                        depth,
                         row_panels,
                         panels: 0..row_panels.count(),
                         a: &packed_a,
-                        b: &packed_b,
+                        b: Columns::packed(&packed_b, depth, columns),
                         columns: &offsets,
                         row_stride: columns,
                         add,

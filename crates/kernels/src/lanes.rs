@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use crate::gemm::Simd;
 use crate::simd;
 
 /// Numbers that one vector holds.
@@ -29,6 +30,8 @@ pub(crate) trait Lanes: Copy {
     fn evens(low: Self, high: Self) -> Self;
     /// The values of `even` and `odd` in turn: sixteen.
     fn alternate(even: Self, odd: Self) -> [Self; 2];
+    /// The sums of the eight values of each of four vectors.
+    fn sums(four: [Self; 4]) -> [f32; 4];
     /// Column j of eight rows becomes vector j.
     fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH];
 
@@ -153,6 +156,10 @@ impl Lanes for [f32; WIDTH] {
         both
     }
     #[inline(always)]
+    fn sums(four: [Self; 4]) -> [f32; 4] {
+        four.map(|[a, b, c, d, e, f, g, h]| ((a + c) + (b + d)) + ((e + g) + (f + h)))
+    }
+    #[inline(always)]
     fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
         std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
     }
@@ -219,6 +226,20 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        // SAFETY: as above; the array has four values.
+        unsafe {
+            // In each half: a0 + a2, b0 + b2, a1 + a3, b1 + b3.
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+            let halves = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xEE>(ab, cd));
+            let whole = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            _mm_storeu_ps(sums.as_mut_ptr(), whole);
+        }
+        sums
+    }
+    #[inline(always)]
     fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
         let mut columns = [Self::zero(); WIDTH];
         for half in 0..2 {
@@ -246,6 +267,18 @@ impl Lanes for Avx2 {
     }
 }
 
+/// Eight elements, unchecked: there are several loads for one vector of outputs.
+///
+/// # Safety
+/// `from` + 8 is at most the length.
+#[allow(unsafe_code, reason = "the caller's proof is the point of this function")]
+#[inline(always)]
+pub(crate) unsafe fn load_at<L: Lanes>(elements: &[f32], from: usize) -> L {
+    debug_assert!(from + WIDTH <= elements.len());
+    // SAFETY: by the caller's contract.
+    L::load(unsafe { &*elements.as_ptr().add(from).cast() })
+}
+
 /// A piece of work that is compiled once for each kind of [`Lanes`].
 ///
 /// `run` and all that it calls are `#[inline(always)]` and hold no closures over lanes, so that the whole piece is
@@ -271,6 +304,11 @@ impl Instructions {
     #[cfg(test)]
     pub(crate) fn portable() -> Self {
         Self { avx2_fma: false }
+    }
+
+    /// The same for matrix products.
+    pub(crate) fn simd(self) -> Simd {
+        if self.avx2_fma { Simd::detect() } else { Simd::Portable }
     }
 
     /// Runs a stage.

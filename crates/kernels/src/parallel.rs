@@ -33,6 +33,20 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
+    /// Elements of the whole slice.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What follows element `from`, shared.
+    pub(crate) fn after(self, from: usize) -> Self {
+        assert!(from <= self.len, "element {from} of {}", self.len);
+        #[allow(unsafe_code, reason = "inside the slice by the assertion")]
+        // SAFETY: as the assertion says; the rest of a shared slice is no more shared than the whole.
+        let start = unsafe { self.start.add(from) };
+        Self { start, len: self.len - from, borrow: PhantomData }
+    }
+
     /// The part `from..from + len` to write.
     ///
     /// # Safety

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::winograd::{self, Tile};
+use super::winograd::{self, Task, Tile};
 use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient};
 use crate::fresh::{uninit, written};
 use crate::gemm::Simd;
@@ -11,10 +11,10 @@ use crate::{Float, Result};
 
 /// The passes, for arguments that have been checked.
 pub trait Passes: Float {
-    /// The fastest algorithm for the shape.
+    /// The fastest algorithm for the output and for the gradient of the input.
     fn choose(shape: &Conv2dShape) -> Algorithm;
-    /// The fastest algorithm for the gradient of the input.
-    fn choose_input_gradient(shape: &Conv2dShape) -> Algorithm;
+    /// The fastest algorithm for the gradient of the weight.
+    fn choose_weight_gradient(shape: &Conv2dShape) -> Algorithm;
     /// The output.
     fn forward(
         algorithm: Algorithm,
@@ -49,22 +49,20 @@ pub trait Passes: Float {
     /// The gradient of the input by the fastest algorithm, in a new vector.
     fn backward_input_vec(shape: &Conv2dShape, weight: &[Self], grad_y: &[Self]) -> Result<Vec<Self>> {
         let mut grad_x = vec![Self::ZERO; shape.input_len()];
-        Self::backward_input(Self::choose_input_gradient(shape), shape, weight, grad_y, &mut grad_x)?;
+        Self::backward_input(Self::choose(shape), shape, weight, grad_y, &mut grad_x)?;
         Ok(grad_x)
     }
 }
 
 /// The algorithm of f32 passes.
-pub(super) fn choose(shape: &Conv2dShape, exact: bool) -> Algorithm {
+pub(super) fn choose(task: Task, shape: &Conv2dShape, exact: bool) -> Algorithm {
     if depthwise::applies(shape) && shape.in_channels > 1 {
-        Algorithm::Depthwise
-    } else if !exact && winograd::applies(shape) {
-        match winograd::choose(shape) {
-            Tile::Two => Algorithm::WinogradF2,
-            Tile::Four => Algorithm::WinogradF4,
-        }
-    } else {
-        Algorithm::Gemm
+        return Algorithm::Depthwise;
+    }
+    match winograd::faster(task, shape) {
+        Some(Tile::Two) if !exact => Algorithm::WinogradF2,
+        Some(Tile::Four) if !exact => Algorithm::WinogradF4,
+        _ => Algorithm::Gemm,
     }
 }
 
@@ -117,12 +115,8 @@ impl Passes for f32 {
         Algorithm::choose(shape)
     }
 
-    fn choose_input_gradient(shape: &Conv2dShape) -> Algorithm {
-        match Self::choose(shape) {
-            // A product of depth 9, where Winograd would fill its one channel up to a block of 16.
-            Algorithm::WinogradF2 | Algorithm::WinogradF4 if shape.out_channels == 1 => Algorithm::Gemm,
-            other => other,
-        }
+    fn choose_weight_gradient(shape: &Conv2dShape) -> Algorithm {
+        Algorithm::choose_weight_gradient(shape)
     }
 
     #[allow(unsafe_code, reason = "these algorithms write their whole output")]
@@ -135,7 +129,7 @@ impl Passes for f32 {
 
     #[allow(unsafe_code, reason = "these algorithms write their whole output")]
     fn backward_input_vec(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]) -> Result<Vec<f32>> {
-        let algorithm = Self::choose_input_gradient(shape);
+        let algorithm = Self::choose(shape);
         let fill = |grad_x: &mut [MaybeUninit<f32>]| fill_input_gradient(algorithm, shape, weight, grad_y, grad_x);
         // SAFETY: as above.
         let (grad_x, filled) = unsafe { written(shape.input_len(), fill) };
@@ -183,7 +177,9 @@ impl Passes for f32 {
             Algorithm::Depthwise if depthwise::applies(shape) => {
                 depthwise::backward_weight(Instructions::detect(), shape, x, grad_y, grad_weight);
             }
-            Algorithm::Gemm => weight_gradient::backward_weight(Simd::detect(), shape, x, grad_y, grad_weight),
+            Algorithm::Gemm => {
+                weight_gradient::backward_weight(Instructions::detect(), shape, x, grad_y, grad_weight);
+            }
             other => winograd::backward_weight(tile(other, shape)?, shape, x, grad_y, grad_weight),
         }
         Ok(())
@@ -195,7 +191,7 @@ impl Passes for f64 {
         Algorithm::Reference
     }
 
-    fn choose_input_gradient(_shape: &Conv2dShape) -> Algorithm {
+    fn choose_weight_gradient(_shape: &Conv2dShape) -> Algorithm {
         Algorithm::Reference
     }
 

@@ -9,6 +9,8 @@ mod dispatch;
 mod implicit;
 mod input_gradient;
 mod lowering;
+mod outer_products;
+mod products;
 mod reference;
 mod scratch;
 mod shape;
@@ -46,7 +48,7 @@ pub fn exact() -> bool {
 pub enum Algorithm {
     /// The plain formula. Any shape; the only one for f64.
     Reference,
-    /// A blocked matrix product whose second matrix is gathered from the input on the fly. Any shape.
+    /// Blocked matrix products that read the input through its taps. Any shape.
     Gemm,
     /// Loops over rows, one plane at a time. One input channel per group.
     Depthwise,
@@ -57,10 +59,16 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The algorithm that f32 passes of `shape` use.
+    /// The algorithm that f32 outputs and gradients of the input of `shape` are computed by.
     #[must_use]
     pub fn choose(shape: &Conv2dShape) -> Self {
-        dispatch::choose(shape, exact())
+        dispatch::choose(winograd::Task::Convolution, shape, exact())
+    }
+
+    /// The algorithm that f32 gradients of the weight of `shape` are computed by.
+    #[must_use]
+    pub fn choose_weight_gradient(shape: &Conv2dShape) -> Self {
+        dispatch::choose(winograd::Task::WeightGradient, shape, exact())
     }
 }
 
@@ -124,7 +132,7 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
 /// As [`forward`].
 pub fn backward_input<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y: &[T], grad_x: &mut [T]) -> Result<()> {
     shape.check()?;
-    backward_input_with(T::choose_input_gradient(shape), shape, weight, grad_y, grad_x)
+    backward_input_with(T::choose(shape), shape, weight, grad_y, grad_x)
 }
 
 /// [`backward_input`] by the algorithm named.
@@ -163,7 +171,7 @@ pub fn backward_input_vec<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y:
 /// As [`forward`].
 pub fn backward_weight<T: Element>(shape: &Conv2dShape, x: &[T], grad_y: &[T], grad_weight: &mut [T]) -> Result<()> {
     shape.check()?;
-    backward_weight_with(T::choose(shape), shape, x, grad_y, grad_weight)
+    backward_weight_with(T::choose_weight_gradient(shape), shape, x, grad_y, grad_weight)
 }
 
 /// [`backward_weight`] by the algorithm named.

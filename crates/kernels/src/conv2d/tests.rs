@@ -5,6 +5,7 @@ use dsd_random::Stream;
 use super::*;
 use crate::fresh::uninit;
 use crate::gemm::Simd;
+use crate::lanes::Instructions;
 
 /// The largest error of an f32 pass, relative to the largest value.
 const TOLERANCE: f64 = 3e-6;
@@ -50,7 +51,7 @@ const fn setting(
     Setting { input, out_channels, kernel, stride, padding, extra_padding: [0, 0], dilation, groups }
 }
 
-const SETTINGS: [Setting; 30] = [
+const SETTINGS: [Setting; 39] = [
     setting([1, 1, 1, 1], 1, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
     setting([2, 3, 7, 9], 5, [3, 3], [[1, 1], [1, 1], [1, 1]], 1),
     setting([1, 3, 23, 31], 17, [7, 7], [[2, 2], [3, 3], [1, 1]], 1),
@@ -81,6 +82,17 @@ const SETTINGS: [Setting; 30] = [
     setting([1, 3, 3, 4], 6, [3, 4], [[1, 1], [0, 0], [1, 1]], 3),
     setting([4, 2, 40, 50], 3, [3, 3], [[1, 1], [1, 1], [1, 1]], 1),
     setting([1, 70, 6, 6], 260, [3, 3], [[1, 1], [0, 0], [1, 1]], 1),
+    // Rows of whole vectors, and longer than one; several regions of an image, several images of a region.
+    setting([3, 20, 8, 8], 18, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([2, 20, 40, 48], 10, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([2, 7, 44, 32], 9, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([1, 5, 37, 33], 7, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([3, 30, 6, 32], 13, [3, 3], [[1, 1], [1, 1], [1, 1]], 1),
+    setting([1, 5, 32, 32], 4, [3, 3], [[1, 1], [16, 16], [16, 16]], 1),
+    setting([2, 3, 66, 98], 5, [3, 3], [[2, 2], [1, 1], [1, 1]], 1),
+    setting([2, 6, 33, 34], 6, [2, 2], [[2, 2], [0, 0], [1, 1]], 2),
+    // More taps than a packed panel has rows.
+    setting([1, 2, 21, 40], 3, [17, 17], [[1, 1], [8, 8], [1, 1]], 1),
 ];
 
 /// What TensorFlow calls "SAME": ⌈size / stride⌉ outputs, the odd zero after the last pixel. With stride 1 that would be
@@ -151,6 +163,11 @@ fn check(what: &str, passes: &Passes<'_>, takes: impl Fn(&Conv2dShape) -> bool) 
         let (grad_y, wide_grad_y) = draw(&mut stream, shape.output_len());
         let (mut y, mut grad_x) = (vec![f32::NAN; shape.output_len()], vec![f32::NAN; shape.input_len()]);
         let mut grad_weight = vec![f32::NAN; shape.weight_len()];
+        // What an earlier call left in the buffers must not show.
+        let nan = [&x, &weight, &bias, &grad_y].map(|values| vec![f32::NAN; values.len()]);
+        let [nan_x, nan_weight, nan_bias, nan_grad_y] = nan;
+        let rubbish = Data { x: nan_x, weight: nan_weight, bias: nan_bias, grad_y: nan_grad_y };
+        passes(&shape, &rubbish, &mut y, &mut grad_x, &mut grad_weight);
         passes(&shape, &Data { x, weight, bias, grad_y }, &mut y, &mut grad_x, &mut grad_weight);
         let mut expected = vec![f64::NAN; y.len()];
         forward(&shape, &wide_x, &wide_weight, Some(&wide_bias), &mut expected).unwrap();
@@ -188,7 +205,7 @@ fn portable_matrix_products_agree_with_the_formula() {
     let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
         implicit::forward(Simd::Portable, shape, &data.x, &data.weight, Some(&data.bias), uninit(y));
         input_gradient::backward_input(Simd::Portable, shape, &data.weight, &data.grad_y, uninit(grad_x));
-        weight_gradient::backward_weight(Simd::Portable, shape, &data.x, &data.grad_y, grad_weight);
+        weight_gradient::backward_weight(Instructions::portable(), shape, &data.x, &data.grad_y, grad_weight);
     };
     assert_eq!(check("portable gemm", &passes, |_| true), SHAPES);
 }
@@ -202,7 +219,7 @@ fn row_loops_agree_with_the_formula() {
 #[test]
 fn the_chosen_algorithm_agrees_with_the_formula() {
     let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
-        by_algorithm(dispatch::choose(shape, true))(shape, data, y, grad_x, grad_weight);
+        by_algorithm(dispatch::choose(winograd::Task::Convolution, shape, true))(shape, data, y, grad_x, grad_weight);
     };
     assert_eq!(check("chosen", &passes, |_| true), SHAPES);
 }
@@ -254,7 +271,7 @@ fn extra_padding_is_zeros_after_the_last_row_and_column() {
         let [below, right] = shape.extra_padding;
         let (height, width) = (shape.in_height + below, shape.in_width + right);
         let larger = Conv2dShape { in_height: height, in_width: width, extra_padding: [0, 0], ..shape };
-        assert!(!winograd::applies(&shape));
+        assert_eq!(winograd::faster(winograd::Task::Convolution, &shape), None);
         let mut stream = Stream::new(5, "conv2d", 0, count);
         let mut next = |len: usize| draw(&mut stream, len).1;
         let (x, weight, grad_y) = (next(shape.input_len()), next(shape.weight_len()), next(shape.output_len()));

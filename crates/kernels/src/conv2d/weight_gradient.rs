@@ -1,68 +1,98 @@
-//! The weight gradient as a matrix product over all output pixels.
+//! The weight gradient as sums of products of rows.
 //!
-//! dW[k, (c,tap)] = Σ_pixels dY[k, pixel] · X[c, pixel + tap]. The output gradient is packed once per call; a task takes
-//! a range of (c,tap) columns, packs them by transposing 8×8 blocks of the input, and adds over the pixels. Where there
-//! are few columns the pixels are split as well, by a number that depends on the sizes alone, and the partial sums are
-//! added in order.
+//! dW[k, (c,tap)] = Σ_pixels dY[k, pixel] · X[c, pixel + tap]. A task goes through some regions of the images and a block
+//! of input channels, copies what they read of X with the zero border into a buffer that stays in its cache, and a few
+//! rows of dY at a time; eight neighbouring pixels of either are multiplied together, and added over the pixels in
+//! vectors that stay in registers. Where there are few channels several tasks share the pixels out, by a number that
+//! depends on the sizes alone, and their sums are added in order.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Conv2dShape;
-use super::implicit::with_input_view;
-use super::lowering::View;
+use super::lowering::kernel_taps;
+use super::outer_products;
+use super::products::{Planes, Reading, Region, Regions};
 use super::scratch::with_buffer;
-use crate::gemm::{Block, PANEL_COLUMNS, RowPanels, Simd, Target, pack_panel, target};
+use crate::lanes::{Instructions, Lanes, Stage, WIDTH, load_at};
 use crate::parallel::{Shared, for_each_task};
 
-/// Pixels per packed block.
-const PIXEL_BLOCK: usize = 256;
-/// Columns of a task at most.
-const TASK_COLUMNS: usize = 144;
+/// Channels of dY, and columns (channel, tap), whose sums stay in registers.
+const ROWS: usize = 4;
+const COLUMNS: usize = 3;
+/// Columns of a task at most, and channels.
+const TASK_COLUMNS: usize = 192;
+const TASK_CHANNELS: usize = 18;
+/// Vectors that could be multiplied in the time that it takes to go from one run of pixels to the next.
+const BETWEEN_RUNS: usize = 1;
+/// Pixels of a region.
+const PIXELS: usize = 1024;
 /// Tasks that a call should have at least.
 const TASKS: usize = 8;
-/// Pixels that a task should add over at least.
-const TASK_PIXELS: usize = 2048;
-
-/// How the work of one call is cut, a function of the sizes alone.
-struct Cut {
-    rows: usize,
-    depth: usize,
-    step: usize,
-    columns: usize,
-    splits: usize,
-}
-
-impl Cut {
-    fn new(shape: &Conv2dShape) -> Self {
-        let (rows, depth) = (shape.group_out_channels(), shape.group_in_channels() * shape.taps());
-        let step = TASK_COLUMNS.min(depth.div_ceil(4).next_multiple_of(PANEL_COLUMNS)).max(2 * PANEL_COLUMNS);
-        let columns = depth.div_ceil(step);
-        let pixels = shape.batch * shape.out_height() * shape.out_width();
-        let splits = TASKS.div_ceil(columns).min(pixels / TASK_PIXELS).max(1);
-        Self { rows, depth, step, columns, splits }
-    }
-
-    fn columns(&self, index: usize) -> Range<usize> {
-        index * self.step..((index + 1) * self.step).min(self.depth)
-    }
-}
+/// Elements of all sums, where several tasks share the pixels out.
+const SUMS: usize = 2 << 20;
 
 /// The gradient of the weight.
-pub(super) fn backward_weight(simd: Simd, shape: &Conv2dShape, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
-    let cut = Cut::new(shape);
-    let group_len = cut.rows * cut.depth;
-    for group in 0..shape.groups {
-        let grad_weight = &mut grad_weight[group * group_len..(group + 1) * group_len];
-        if cut.splits == 1 {
-            accumulate(simd, shape, group, &cut, x, grad_y, grad_weight);
+pub(super) fn backward_weight(
+    instructions: Instructions,
+    shape: &Conv2dShape,
+    x: &[f32],
+    grad_y: &[f32],
+    grad_weight: &mut [f32],
+) {
+    let (rows, channels) = (shape.group_out_channels(), shape.group_in_channels());
+    let taps = kernel_taps(shape);
+    let out = [shape.out_height(), shape.out_width()];
+    let batch = shape.batch;
+    let depth = channels * taps.len();
+    let pixels = batch * out[0] * out[1];
+    // Few pixels: more channels, so that copying dY is worth it.
+    let most = TASK_CHANNELS.max(TASK_CHANNELS * PIXELS / pixels).min(TASK_COLUMNS / taps.len()).max(1);
+    let splits = (pixels / outer_products::MOST_PIXELS).clamp(1, TASKS).min((SUMS / (rows * depth)).max(1));
+    let blocks = channels.div_ceil(most).max(TASKS.div_ceil(splits).min(channels.div_ceil(COLUMNS)));
+    let block = channels.div_ceil(blocks);
+    let blocks = channels.div_ceil(block);
+    let splits = splits.min(TASKS.div_ceil(blocks));
+    for (group, grad_weight) in grad_weight.chunks_exact_mut(rows * depth).enumerate() {
+        let size = [shape.in_height, shape.in_width];
+        let x = Planes { elements: x, batch, of: shape.in_channels, first: group * channels, channels, size };
+        let grad_y =
+            Planes { elements: grad_y, batch, of: shape.out_channels, first: group * rows, channels: rows, size: out };
+        let reading = Reading { before: shape.padding, stride: shape.stride, out, taps: &taps };
+        let regions = Regions::new(x, reading, block, (pixels / splits).min(PIXELS));
+        let offsets = regions.tap_offsets(taps.iter().copied());
+        if pixels <= outer_products::MOST_PIXELS {
+            let simd = instructions.simd();
+            outer_products::backward_weight(simd, &regions, &offsets, channels, grad_y, grad_weight);
             continue;
         }
-        with_buffer(cut.splits * group_len, |partial| {
-            accumulate(simd, shape, group, &cut, x, grad_y, partial);
-            let (first, others) = partial.split_at(group_len);
+        let splits = splits.min(regions.count());
+        let pass = Pass { instructions, regions: &regions, grad_y, taps: &offsets };
+        with_buffer(splits * grad_weight.len(), |partial| {
+            let shared = Shared::new(partial);
+            for_each_task(blocks * splits, |task| {
+                let (index, split) = (task / splits, task % splits);
+                let channels = index * block..((index + 1) * block).min(channels);
+                let columns = channels.start * taps.len()..channels.end * taps.len();
+                let regions = split * regions.count() / splits..(split + 1) * regions.count() / splits;
+                with_buffer(rows.div_ceil(ROWS) * columns.len() * ROWS, |sums| {
+                    sums.fill(0.0);
+                    pass.add(regions, channels, sums);
+                    for (index, sums) in sums.chunks_exact(columns.len() * ROWS).enumerate() {
+                        for row in index * ROWS..rows.min((index + 1) * ROWS) {
+                            let from = (split * rows + row) * depth + columns.start;
+                            #[allow(unsafe_code, reason = "tasks write disjoint columns")]
+                            // SAFETY: this split and these columns belong to this task.
+                            let out = unsafe { shared.part(from, columns.len()) };
+                            for (out, sums) in out.iter_mut().zip(sums.as_chunks::<ROWS>().0) {
+                                *out = sums[row % ROWS];
+                            }
+                        }
+                    }
+                });
+            });
+            let (first, others) = partial.split_at(grad_weight.len());
             grad_weight.copy_from_slice(first);
-            for other in others.chunks_exact(group_len) {
+            for other in others.chunks_exact(grad_weight.len()) {
                 for (sum, value) in grad_weight.iter_mut().zip(other) {
                     *sum += value;
                 }
@@ -71,127 +101,215 @@ pub(super) fn backward_weight(simd: Simd, shape: &Conv2dShape, x: &[f32], grad_y
     }
 }
 
-/// Fills `sums` `[splits][rows][depth]` with the partial sums of one group.
-fn accumulate(simd: Simd, shape: &Conv2dShape, group: usize, cut: &Cut, x: &[f32], grad_y: &[f32], sums: &mut [f32]) {
-    let row_panels = RowPanels::new(cut.rows);
-    let plane = shape.out_height() * shape.out_width();
-    let sums = target(sums);
-    with_input_view(shape, group, x, |images, view| {
-        let pixels = images.len() * plane;
-        with_buffer(pixels * cut.rows, |packed| {
-            pack_gradient(shape, group, images.clone(), row_panels, grad_y, packed);
-            let a = &*packed;
-            let blocks = pixels.div_ceil(PIXEL_BLOCK);
-            for_each_task(cut.columns * cut.splits, |task| {
-                let (columns, split) = (cut.columns(task / cut.splits), task % cut.splits);
-                let blocks = blocks * split / cut.splits..blocks * (split + 1) / cut.splits;
-                let from = split * cut.rows * cut.depth;
-                if blocks.is_empty() {
-                    // A later round has fewer images than splits; an empty first one leaves zeros.
-                    if images.start == 0 {
-                        clear(cut, from, &columns, sums);
-                    }
-                    return;
-                }
-                let product = Pixels { simd, view, a, row_panels, rows: cut.rows, row_stride: cut.depth };
-                product.add(blocks, pixels, columns, from, images.start > 0, sums);
-            });
-        });
-    });
+/// What the tasks of one group share.
+struct Pass<'a> {
+    instructions: Instructions,
+    regions: &'a Regions<'a>,
+    grad_y: Planes<'a>,
+    /// Where the taps lie in a copy of X.
+    taps: &'a [usize],
 }
 
-fn clear(cut: &Cut, from: usize, columns: &Range<usize>, sums: Target<'_>) {
-    for row in 0..cut.rows {
-        #[allow(unsafe_code, reason = "tasks write disjoint columns")]
-        // SAFETY: this split and these columns belong to the calling task.
-        let out = unsafe { sums.part(from + row * cut.depth + columns.start, columns.len()) };
-        out.fill(MaybeUninit::new(0.0));
+impl Pass<'_> {
+    /// Adds the products of some regions and input channels to `sums` `[⌈rows / 4⌉][channels · taps][4]`.
+    fn add(&self, regions: Range<usize>, channels: Range<usize>, sums: &mut [f32]) {
+        if self.regions.are_whole_images() {
+            // X and dY as they are.
+            for index in regions {
+                let region = self.regions.region(index);
+                let (x, [channel_stride, image_stride]) = self.regions.in_place(&region, channels.start);
+                let columns = Columns::new((0..channels.len()).map(|channel| channel * channel_stride).collect());
+                self.add_region(&region, (x, image_stride), &columns, sums);
+            }
+            return;
+        }
+        let taps = self.taps.len();
+        let column = |column: usize| column / taps * self.regions.channel_stride() + self.taps[column % taps];
+        let columns = Columns::new((0..channels.len() * taps).map(column).collect());
+        with_buffer(self.regions.copy_len() + 2 * WIDTH, |copy| {
+            // Elements that are read but multiplied by zero must not be NaN.
+            copy.fill(0.0);
+            for index in regions {
+                let region = self.regions.region(index);
+                let x = self.regions.copy(&region, channels.clone(), copy);
+                self.add_region(&region, (x, self.regions.image_stride()), &columns, sums);
+            }
+        });
+    }
+
+    fn add_region(&self, region: &Region, (x, image_stride): (&[f32], usize), columns: &Columns, sums: &mut [f32]) {
+        let channels = self.grad_y.channels;
+        let panels = sums.chunks_exact_mut(columns.offsets.len() * ROWS).zip((0..channels).step_by(ROWS));
+        if let Some(runs) = self.runs_in_place(region, image_stride) {
+            let stride = self.grad_y.size[0] * self.grad_y.size[1];
+            let y = &self.grad_y.elements[self.grad_y.first * stride..];
+            for (sums, row) in panels {
+                let (y, rows) = (&y[row * stride..], ROWS.min(channels - row));
+                self.instructions.run(Products { x, y, stride, rows, columns, runs: &runs, sums });
+            }
+            return;
+        }
+        let runs = self.runs(region);
+        let padded = runs.last().map_or(0, |run| run.y + run.vectors * WIDTH);
+        // An odd number of vectors, so that rows fall on different lines of the cache.
+        let stride = ((padded / WIDTH) | 1) * WIDTH;
+        with_buffer(ROWS * stride, |y| {
+            for (sums, row) in panels {
+                let rows = ROWS.min(channels - row);
+                for (row, y) in (row..row + rows).zip(y.chunks_exact_mut(stride)) {
+                    self.copy_channel(region, row, &runs, y);
+                }
+                self.instructions.run(Products { x, y, stride, rows, columns, runs: &runs, sums });
+            }
+        });
+    }
+
+    /// The pixels of a region where dY can be read as it is: rows follow each other in X as they do there, and are whole
+    /// vectors.
+    fn runs_in_place(&self, region: &Region, image_stride: usize) -> Option<Vec<Run>> {
+        let [height, width] = self.grad_y.size;
+        let pixels = region.rows.len() * width;
+        let place = |image: usize| Run {
+            x: (image - region.images.start) * image_stride,
+            y: image * self.grad_y.of * height * width + region.rows.start * width,
+            vectors: pixels / WIDTH,
+        };
+        let fits = self.regions.row_step() == width && pixels.is_multiple_of(WIDTH);
+        fits.then(|| region.images.clone().map(place).collect())
+    }
+
+    /// The pixels of a region: each row by itself, or as one run all rows of an image and what lies between them in X.
+    fn runs(&self, region: &Region) -> Vec<Run> {
+        let (width, step) = (self.grad_y.size[1], self.regions.row_step());
+        let rows = region.rows.len();
+        let through = ((rows - 1) * step + width).div_ceil(WIDTH);
+        let by_rows = rows * (width.div_ceil(WIDTH) + BETWEEN_RUNS);
+        let (per_image, vectors) = if through <= by_rows { (1, through) } else { (rows, width.div_ceil(WIDTH)) };
+        let mut runs = Vec::with_capacity(region.images.len() * per_image);
+        for image in 0..region.images.len() {
+            for row in 0..per_image {
+                let x = image * self.regions.image_stride() + row * step;
+                runs.push(Run { x, y: runs.len() * vectors * WIDTH, vectors });
+            }
+        }
+        runs
+    }
+
+    /// Copies a channel of dY to where the runs read it; what lies between rows is zero.
+    fn copy_channel(&self, region: &Region, channel: usize, runs: &[Run], out: &mut [f32]) {
+        let width = self.grad_y.size[1];
+        let runs_per_image = runs.len() / region.images.len();
+        for (image, runs) in region.images.clone().zip(runs.chunks_exact(runs_per_image)) {
+            let plane = self.grad_y.plane(image, channel);
+            let mut rows = plane[region.rows.start * width..region.rows.end * width].chunks_exact(width);
+            for run in runs {
+                let out = &mut out[run.y..run.y + run.vectors * WIDTH];
+                let step = if runs_per_image == 1 { self.regions.row_step() } else { out.len() };
+                for out in out.chunks_mut(step) {
+                    let Some(row) = rows.next() else {
+                        out.fill(0.0);
+                        continue;
+                    };
+                    out[..width].copy_from_slice(row);
+                    out[width..].fill(0.0);
+                }
+            }
+        }
     }
 }
 
-/// Packs the output gradient: pixel block b starts at b · 256 · rows, its panels `[pixels][height]` follow each other.
-fn pack_gradient(
-    shape: &Conv2dShape,
-    group: usize,
-    images: Range<usize>,
-    row_panels: RowPanels,
-    grad_y: &[f32],
-    packed: &mut [f32],
-) {
-    let plane = shape.out_height() * shape.out_width();
-    let rows = shape.group_out_channels();
-    let pixels = images.len() * plane;
-    let packed = Shared::new(packed);
-    for_each_task(pixels.div_ceil(PIXEL_BLOCK), |task| {
-        let block = task * PIXEL_BLOCK..((task + 1) * PIXEL_BLOCK).min(pixels);
-        #[allow(unsafe_code, reason = "tasks pack disjoint blocks")]
-        // SAFETY: block ranges do not overlap.
-        let packed = unsafe { packed.part(block.start * rows, block.len() * rows) };
-        for index in 0..row_panels.count() {
-            let panel = row_panels.rows(index);
-            let out = &mut packed[panel.start * block.len()..panel.end * block.len()];
-            let mut pixel = block.start;
-            while pixel < block.end {
-                let image = images.start + pixel / plane;
-                let run = (plane - pixel % plane).min(block.end - pixel);
-                let mut slices: [&[f32]; 6] = [&[]; 6];
-                for (slice, k) in slices.iter_mut().zip(panel.clone()) {
-                    let from = (image * shape.out_channels + group * rows + k) * plane + pixel % plane;
-                    *slice = &grad_y[from..from + run];
-                }
-                let at = (pixel - block.start) * panel.len();
-                pack_panel(&slices[..panel.len()], &mut out[at..at + run * panel.len()]);
-                pixel += run;
+/// Neighbouring pixels: where they lie in X and in dY.
+#[derive(Clone, Copy)]
+struct Run {
+    x: usize,
+    y: usize,
+    vectors: usize,
+}
+
+/// Where the columns (channel, tap) begin in X.
+struct Columns {
+    offsets: Vec<usize>,
+    /// The largest.
+    reach: usize,
+}
+
+impl Columns {
+    fn new(offsets: Vec<usize>) -> Self {
+        let reach = offsets.iter().copied().max().unwrap_or(0);
+        Self { offsets, reach }
+    }
+}
+
+/// sums[c][r] += Σ over the runs of y[r · stride + place] · x[columns[c] + place].
+struct Products<'a> {
+    x: &'a [f32],
+    y: &'a [f32],
+    stride: usize,
+    rows: usize,
+    columns: &'a Columns,
+    runs: &'a [Run],
+    sums: &'a mut [f32],
+}
+
+impl Stage for Products<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(mut self) {
+        for run in self.runs {
+            assert!(run.x + self.columns.reach + run.vectors * WIDTH <= self.x.len());
+            assert!(run.y + run.vectors * WIDTH + (self.rows - 1) * self.stride <= self.y.len());
+        }
+        match self.rows {
+            1 => self.columns::<L, 1>(),
+            2 => self.columns::<L, 2>(),
+            3 => self.columns::<L, 3>(),
+            _ => self.columns::<L, ROWS>(),
+        }
+    }
+}
+
+impl Products<'_> {
+    #[inline(always)]
+    fn columns<L: Lanes, const R: usize>(&mut self) {
+        let mut first = 0;
+        while first < self.columns.offsets.len() {
+            // Four left are two and two, not three and one.
+            match self.columns.offsets.len() - first {
+                1 => first += self.tile::<L, R, 1>(first),
+                2 | 4 => first += self.tile::<L, R, 2>(first),
+                _ => first += self.tile::<L, R, COLUMNS>(first),
             }
         }
-    });
-}
+    }
 
-/// The product of a packed gradient and the transposed matrix of a view.
-struct Pixels<'a> {
-    simd: Simd,
-    view: &'a View<'a>,
-    a: &'a [f32],
-    row_panels: RowPanels,
-    rows: usize,
-    row_stride: usize,
-}
-
-impl Pixels<'_> {
-    /// Sums over the pixel blocks `blocks` into the matrix that starts at `from` in `sums`.
-    fn add(
-        &self,
-        blocks: Range<usize>,
-        pixels: usize,
-        columns: Range<usize>,
-        from: usize,
-        add: bool,
-        sums: Target<'_>,
-    ) {
-        let targets: Vec<usize> = columns.clone().map(|column| from + column).collect();
-        with_buffer(PIXEL_BLOCK * columns.len().next_multiple_of(PANEL_COLUMNS), |packed| {
-            for block in blocks.clone() {
-                let pixels = block * PIXEL_BLOCK..((block + 1) * PIXEL_BLOCK).min(pixels);
-                let sources = self.view.sources(pixels.clone());
-                let b = &mut packed[..pixels.len() * columns.len().next_multiple_of(PANEL_COLUMNS)];
-                self.view.pack_rows(self.simd, &sources, columns.clone(), b);
-                let product = Block {
-                    depth: pixels.len(),
-                    row_panels: self.row_panels,
-                    panels: 0..self.row_panels.count(),
-                    a: &self.a[pixels.start * self.rows..pixels.end * self.rows],
-                    b,
-                    columns: &targets,
-                    row_stride: self.row_stride,
-                    add: add || block > blocks.start,
-                    bias: None,
-                };
-                #[allow(unsafe_code, reason = "tasks sum disjoint columns")]
-                // SAFETY: this split and these columns belong to the calling task.
-                unsafe {
-                    product.run(self.simd, sums);
+    #[allow(unsafe_code, reason = "bounds that are asserted once")]
+    #[inline(always)]
+    fn tile<L: Lanes, const R: usize, const C: usize>(&mut self, first: usize) -> usize {
+        let mut columns = [0; C];
+        columns.copy_from_slice(&self.columns.offsets[first..first + C]);
+        let mut sums = [[L::zero(); ROWS]; C];
+        for run in self.runs {
+            for place in (0..run.vectors * WIDTH).step_by(WIDTH) {
+                let mut x = [L::zero(); C];
+                for c in 0..C {
+                    // SAFETY: asserted in `run` for every run and the farthest column.
+                    x[c] = unsafe { load_at::<L>(self.x, run.x + columns[c] + place) };
+                }
+                for r in 0..R {
+                    // SAFETY: asserted in `run` for every run and the last row.
+                    let y = unsafe { load_at::<L>(self.y, r * self.stride + run.y + place) };
+                    for c in 0..C {
+                        sums[c][r] = y.mul_add(x[c], sums[c][r]);
+                    }
                 }
             }
-        });
+        }
+        let out = &mut self.sums.as_chunks_mut::<ROWS>().0[first..first + C];
+        for c in 0..C {
+            let sums = L::sums(sums[c]);
+            for r in 0..ROWS {
+                out[c][r] += sums[r];
+            }
+        }
+        C
     }
 }

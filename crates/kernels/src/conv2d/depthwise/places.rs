@@ -1,6 +1,6 @@
 //! Where the vectors of a plane lie.
 
-use crate::lanes::{Lanes, WIDTH};
+use crate::lanes::WIDTH;
 
 /// Rows of a stack.
 pub(super) const STACK: usize = 4;
@@ -88,16 +88,4 @@ impl Stacks {
 /// before it instead of reaching over the end.
 pub(super) fn overlapping(columns: usize) -> Vec<usize> {
     (0..columns).step_by(WIDTH).map(|column| column.min(columns.saturating_sub(WIDTH))).collect()
-}
-
-/// Eight elements, unchecked: there are several loads for one vector of outputs.
-///
-/// # Safety
-/// `from` + 8 is at most the length.
-#[allow(unsafe_code, reason = "the caller's proof is the point of this function")]
-#[inline(always)]
-pub(super) unsafe fn load_at<L: Lanes>(elements: &[f32], from: usize) -> L {
-    debug_assert!(from + WIDTH <= elements.len());
-    // SAFETY: by the caller's contract.
-    L::load(unsafe { &*elements.as_ptr().add(from).cast() })
 }

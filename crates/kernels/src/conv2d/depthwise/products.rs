@@ -1,8 +1,8 @@
 //! Sums of products of a gradient and shifted rows: the gradient of the weight.
 
-use super::places::{Place, Places, STACK, Stacks, load_at};
+use super::places::{Place, Places, STACK, Stacks};
 use crate::activation::BLOCK;
-use crate::lanes::{Lanes, Stage, WIDTH};
+use crate::lanes::{Lanes, Stage, WIDTH, load_at};
 
 /// Taps whose products are summed in one pass at most: as many vectors as stay in registers.
 const MOST_TAPS: usize = 9;

@@ -2,8 +2,8 @@
 
 use std::mem::MaybeUninit;
 
-use super::places::{Place, Places, STACK, Stacks, load_at};
-use crate::lanes::{Lanes, Stage, WIDTH};
+use super::places::{Place, Places, STACK, Stacks};
+use crate::lanes::{Lanes, Stage, WIDTH, load_at};
 
 /// Vectors that are summed together: while one waits for its sum, the others are added to.
 const TOGETHER: usize = 4;

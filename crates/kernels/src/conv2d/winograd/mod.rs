@@ -64,19 +64,24 @@ pub(super) enum Tile {
     Four,
 }
 
-/// True for the shapes that [`choose`]'s tile computes, in all three passes, faster than a matrix product would.
-pub(super) fn applies(shape: &Conv2dShape) -> bool {
-    let [fewer, more] = {
-        let (c, k) = (shape.in_channels, shape.out_channels);
-        [c.min(k), c.max(k)]
-    };
-    // Blocks have 16 channels: with 8 or fewer half of the work is for nothing. A single output channel still pays
-    // where there are many input channels.
-    let worthwhile = fewer > 8 || (shape.out_channels == 1 && more >= 64);
-    // A matrix product has nine multiplications per output. Tiles that reach far over the edge of a small map (or of a
-    // small phase of a dilated one) have more.
-    let outputs = shape.batch * shape.out_height() * shape.out_width();
-    worthwhile && computes(shape) && multiplications(shape, choose(shape)) <= 9 * outputs
+/// What a shape is computed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// The output, or the gradient of the input.
+    Convolution,
+    WeightGradient,
+}
+
+/// The tile that does this faster than a matrix product would; `None` where none does.
+pub(super) fn faster(task: Task, shape: &Conv2dShape) -> Option<Tile> {
+    if !computes(shape) {
+        return None;
+    }
+    let tile = if cost(Tile::Two, task, shape) < cost(Tile::Four, task, shape) { Tile::Two } else { Tile::Four };
+    // A product of fewer than four rows is no faster than one of four. Its weights are packed, too.
+    let [c, k] = [shape.in_channels, shape.out_channels].map(|channels| channels.max(4) as f64);
+    let product = (shape.batch * shape.out_height() * shape.out_width() * 9 + 300) as f64 * c * k;
+    (cost(tile, task, shape) < product).then_some(tile)
 }
 
 /// True for the shapes that this algorithm can compute.
@@ -85,22 +90,24 @@ pub(super) fn computes(shape: &Conv2dShape) -> bool {
     shape.kernel == [3, 3] && shape.stride == [1, 1] && shape.groups == 1 && fits(0) && fits(1) && shape.batch > 0
 }
 
-/// The tile with less work. Transforming the weights is worth about ten tiles, whatever the channels.
-pub(super) fn choose(shape: &Conv2dShape) -> Tile {
-    let work = |tile, places: usize| multiplications(shape, tile) + 10 * places;
-    if work(Tile::Two, 16) < work(Tile::Four, 36) { Tile::Two } else { Tile::Four }
-}
-
-/// Multiplications per input and output channel in the forward pass.
-fn multiplications(shape: &Conv2dShape, tile: Tile) -> usize {
-    let (side, places) = match tile {
-        Tile::Two => (2, 16),
-        Tile::Four => (4, 36),
+/// What a pass costs, in multiplications of a matrix product. The transforms of a tile are worth so many for each output
+/// and channel, those of the weights about as much as the products of ten tiles: numbers that fit what layers of 8 to 64
+/// channels took.
+fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> f64 {
+    let (side, places, transform): (u32, u32, u32) = match (tile, task) {
+        (Tile::Two, Task::Convolution) => (2, 16, 36),
+        (Tile::Two, Task::WeightGradient) => (2, 16, 60),
+        (Tile::Four, Task::Convolution) => (4, 36, 26),
+        (Tile::Four, Task::WeightGradient) => (4, 36, 42),
     };
-    let tiles = |size: usize, dilation: usize| size.div_ceil(dilation).div_ceil(side) * dilation;
-    let down = tiles(shape.out_height(), shape.dilation[0]);
-    let across = tiles(shape.out_width(), shape.dilation[1]);
-    shape.batch * down * across * places
+    let tiles = |size: usize, dilation: usize| size.div_ceil(dilation).div_ceil(side as usize) * dilation;
+    let tiles =
+        shape.batch * tiles(shape.out_height(), shape.dilation[0]) * tiles(shape.out_width(), shape.dilation[1]);
+    // Channels come in whole blocks.
+    let [c, k] =
+        [shape.in_channels, shape.out_channels].map(|channels| channels.next_multiple_of(blocks::CHANNELS) as f64);
+    let tiles = tiles as f64;
+    (tiles + 10.0) * f64::from(places) * c * k + tiles * f64::from(side * side * transform) * (c + k)
 }
 
 /// Writes the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3], and `bias`, to all of `y` [N,K,Ho,Wo]; `shape` is one

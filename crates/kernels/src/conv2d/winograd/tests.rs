@@ -217,27 +217,32 @@ fn operations_that_run_at_once_do_not_disturb_each_other() {
 #[test]
 fn shapes_with_other_kernels_strides_groups_or_few_channels_are_left_to_others() {
     let good = shape(([2, 64, 32, 32, 64], [1, 1], [1, 1]));
-    assert!(applies(&good));
-    assert_eq!(choose(&good), Tile::Four);
-    for bad in [
-        Conv2dShape { kernel: [3, 1], ..good },
-        Conv2dShape { stride: [2, 1], ..good },
-        Conv2dShape { groups: 2, ..good },
-        Conv2dShape { padding: [3, 1], ..good },
-        Conv2dShape { in_channels: 3, ..good },
-        Conv2dShape { out_channels: 8, ..good },
-        // Almost every phase of the map is a single pixel.
-        Conv2dShape { dilation: [31, 31], padding: [31, 31], ..good },
-    ] {
-        assert!(!applies(&bad), "{bad:?}");
+    for task in [Task::Convolution, Task::WeightGradient] {
+        assert_eq!(faster(task, &good), Some(Tile::Four));
+        assert_eq!(faster(task, &Conv2dShape { dilation: [4, 4], padding: [4, 4], ..good }), Some(Tile::Four));
+        for bad in [
+            Conv2dShape { kernel: [3, 1], ..good },
+            Conv2dShape { stride: [2, 1], ..good },
+            Conv2dShape { groups: 2, ..good },
+            Conv2dShape { padding: [3, 1], ..good },
+            Conv2dShape { in_channels: 3, ..good },
+            Conv2dShape { out_channels: 1, ..good },
+            Conv2dShape { in_channels: 12, out_channels: 12, ..good },
+            // Almost every phase of the map is a single pixel.
+            Conv2dShape { dilation: [31, 31], padding: [31, 31], ..good },
+        ] {
+            assert_eq!(faster(task, &bad), None, "{bad:?}");
+        }
     }
-    assert!(applies(&Conv2dShape { out_channels: 1, ..good }));
-    assert!(applies(&Conv2dShape { dilation: [4, 4], padding: [4, 4], ..good }));
+    // The transforms of the weight gradient weigh more.
+    let thin = Conv2dShape { in_channels: 12, out_channels: 16, ..good };
+    assert_eq!([Task::Convolution, Task::WeightGradient].map(|task| faster(task, &thin)), [Some(Tile::Four), None]);
 }
 
 #[test]
 fn maps_of_a_few_pixels_use_the_small_tile() {
     for (size, tile) in [(2, Tile::Two), (4, Tile::Two), (7, Tile::Four), (16, Tile::Four)] {
-        assert_eq!(choose(&shape(([4, 256, size, size, 256], [1, 1], [1, 1]))), tile, "{size}");
+        let shape = shape(([4, 256, size, size, 256], [1, 1], [1, 1]));
+        assert_eq!(faster(Task::Convolution, &shape), Some(tile), "{size}");
     }
 }

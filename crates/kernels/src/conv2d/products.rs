@@ -1,0 +1,330 @@
+//! Outputs as matrix products whose second matrix is the input, seen through its taps.
+//!
+//! Out[row, pixel] = Σ_(channel, tap) A[row, (channel, tap)] · in[channel, pixel + tap]. A task takes some rows of an
+//! image, or some small images: a [`Regions`] region. It copies what they read of a block of channels, with the zero
+//! border, into a buffer that stays in its cache, and multiplies there, each row of the second matrix being a part of
+//! the copy that begins at its tap. Nothing is unrolled, except where rows are so short that vectors would reach over
+//! their ends: then panels are packed from the copy.
+
+use std::ops::Range;
+
+use super::lowering::{Border, pack_pixels};
+use super::scratch::with_buffer;
+use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Run, Simd, Target};
+use crate::lanes::WIDTH;
+use crate::parallel::{Shared, for_each_task};
+
+/// Output elements of a region at most, so that they stay in the second-level cache,
+const REGION_OUTPUTS: usize = 64 << 10;
+/// if that is between these many pixels.
+const REGION_PIXELS: [usize; 2] = [192, 1024];
+/// Regions that a pass should have at least, if they would have this many pixels.
+const REGIONS: usize = 8;
+const FEW_PIXELS: usize = 48;
+/// Pixels of an image that is better read where it lies than copied to others.
+const WHOLE_IMAGES: usize = 256;
+/// Elements of a cache line.
+const LINE: usize = 16;
+
+/// Some channels of a tensor [N,C,H,W].
+#[derive(Clone, Copy)]
+pub(super) struct Planes<'a> {
+    pub(super) elements: &'a [f32],
+    pub(super) batch: usize,
+    /// Channels of the tensor.
+    pub(super) of: usize,
+    pub(super) first: usize,
+    pub(super) channels: usize,
+    /// Rows and columns.
+    pub(super) size: [usize; 2],
+}
+
+impl<'a> Planes<'a> {
+    pub(super) fn plane(&self, image: usize, channel: usize) -> &'a [f32] {
+        let len = self.size[0] * self.size[1];
+        &self.elements[(image * self.of + self.first + channel) * len..][..len]
+    }
+}
+
+/// How the outputs of a pass are shared out.
+pub(super) struct Regions<'a> {
+    planes: Planes<'a>,
+    /// Rows and columns of the output.
+    out: [usize; 2],
+    /// Images and rows of a region.
+    images: usize,
+    rows: usize,
+    /// The copy of a region's planes.
+    border: Border,
+    channel_stride: usize,
+    /// Channels that are copied at a time.
+    block: usize,
+}
+
+/// Some images, and some of their rows.
+#[derive(Clone, Debug)]
+pub(super) struct Region {
+    pub(super) images: Range<usize>,
+    pub(super) rows: Range<usize>,
+}
+
+/// Rows of the output from the inputs at some taps.
+pub(super) struct Sums<'a> {
+    pub(super) simd: Simd,
+    pub(super) row_panels: RowPanels,
+    pub(super) rows: usize,
+    /// Where the taps lie in the copy.
+    pub(super) taps: Vec<usize>,
+    /// Packed by [`Regions::pack_weights`].
+    pub(super) weights: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+}
+
+/// Where sums go: row r of pixel p is at `columns[p]` + r · `row_stride`.
+pub(super) struct Output<'a> {
+    pub(super) columns: &'a [usize],
+    pub(super) row_stride: usize,
+    pub(super) elements: Target<'a>,
+}
+
+/// What outputs read.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    /// Zeros before the first row and column.
+    pub(super) before: [usize; 2],
+    /// From one output to the next.
+    pub(super) stride: [usize; 2],
+    /// Rows and columns of the output.
+    pub(super) out: [usize; 2],
+    /// The taps of all sums.
+    pub(super) taps: &'a [[usize; 2]],
+}
+
+impl<'a> Regions<'a> {
+    /// For `rows` rows of products, each from at most `taps` taps.
+    pub(super) fn for_products(planes: Planes<'a>, reading: Reading<'_>, rows: usize, taps: usize) -> Self {
+        let block = (PACKED_ROWS / taps).clamp(1, planes.channels);
+        let pixels = (REGION_OUTPUTS / rows.max(block)).clamp(REGION_PIXELS[0], REGION_PIXELS[1]);
+        let pixels = pixels.min((planes.batch * reading.out[0] * reading.out[1] / REGIONS).max(FEW_PIXELS));
+        Self::new(planes, reading, block, pixels)
+    }
+
+    /// Of about `pixels` outputs, which copy `block` channels at a time.
+    pub(super) fn new(planes: Planes<'a>, reading: Reading<'_>, block: usize, pixels: usize) -> Self {
+        let Reading { before, stride, out, taps } = reading;
+        let plane = out[0] * out[1];
+        let rows = (pixels / out[1]).clamp(1, out[0]);
+        let rows = out[0].div_ceil(out[0].div_ceil(rows));
+        let images = (pixels / plane).clamp(1, planes.batch);
+        let border = Border::new(planes.size, before, stride, [rows, out[1]], taps);
+        // An odd number of cache lines, so that channels fall on different ones of the cache.
+        let channel_stride = ((images * border.plane_len()).div_ceil(LINE) | 1) * LINE;
+        Self { planes, out, images, rows, border, channel_stride, block }
+    }
+
+    /// From one channel of a copy to the next.
+    pub(super) fn channel_stride(&self) -> usize {
+        self.channel_stride
+    }
+
+    /// True where regions are whole images that may be read where they lie: one tap, whole vectors.
+    pub(super) fn are_whole_images(&self) -> bool {
+        let pixels = self.out[0] * self.out[1];
+        let same = self.out == self.planes.size && self.border.is_contiguous();
+        same && self.rows == self.out[0] && pixels.is_multiple_of(WIDTH) && pixels >= WHOLE_IMAGES
+    }
+
+    /// The planes of the images of a region from a channel on, as they are, and how far channels and images lie apart.
+    pub(super) fn in_place(&self, region: &Region, channel: usize) -> (&'a [f32], [usize; 2]) {
+        let plane = self.planes.size[0] * self.planes.size[1];
+        let from = (region.images.start * self.planes.of + self.planes.first + channel) * plane;
+        (&self.planes.elements[from..], [plane, self.planes.of * plane])
+    }
+
+    /// From one image of a copy to the next: each channel of all images lies together, so that images without a border
+    /// follow each other.
+    pub(super) fn image_stride(&self) -> usize {
+        self.border.plane_len()
+    }
+
+    /// From one row of a copy to the next.
+    pub(super) fn row_step(&self) -> usize {
+        self.border.row_step()
+    }
+
+    /// Channels that are copied at a time.
+    pub(super) fn block(&self) -> usize {
+        self.block
+    }
+
+    /// Elements of a copy.
+    pub(super) fn copy_len(&self) -> usize {
+        self.block * self.channel_stride + LINE
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.planes.batch.div_ceil(self.images) * self.out[0].div_ceil(self.rows)
+    }
+
+    pub(super) fn region(&self, index: usize) -> Region {
+        let across = self.out[0].div_ceil(self.rows);
+        let (image, row) = (index / across * self.images, index % across * self.rows);
+        Region {
+            images: image..(image + self.images).min(self.planes.batch),
+            rows: row..(row + self.rows).min(self.out[0]),
+        }
+    }
+
+    /// Where each of these taps lies in a copy.
+    pub(super) fn tap_offsets(&self, taps: impl Iterator<Item = [usize; 2]>) -> Vec<usize> {
+        taps.map(|tap| self.border.tap_offset(tap)).collect()
+    }
+
+    /// Packs weights for [`Self::run`]: those of a block of channels one after the other, its panels following each
+    /// other. `fill` gets a panel's rows, a range of the depth (channel, tap), and where they go.
+    pub(super) fn pack_weights(
+        &self,
+        (rows, taps): (usize, usize),
+        packed: &mut [f32],
+        fill: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
+    ) {
+        const PANELS_PER_TASK: usize = 4;
+        let row_panels = RowPanels::new(rows);
+        let depth = self.planes.channels * taps;
+        let step = (self.block * taps).max(1);
+        let packed = Shared::new(packed);
+        for_each_task(row_panels.count().div_ceil(PANELS_PER_TASK), |task| {
+            for index in task * PANELS_PER_TASK..((task + 1) * PANELS_PER_TASK).min(row_panels.count()) {
+                let panel = row_panels.rows(index);
+                for start in (0..depth).step_by(step) {
+                    let block = start..(start + step).min(depth);
+                    let (from, len) = (start * rows + panel.start * block.len(), panel.len() * block.len());
+                    #[allow(unsafe_code, reason = "tasks pack disjoint panels")]
+                    // SAFETY: a panel belongs to one task; (block, panel) ranges do not overlap.
+                    let out = unsafe { packed.part(from, len) };
+                    fill(panel.clone(), block, out);
+                }
+            }
+        });
+    }
+
+    /// Computes all regions of `sums` into the channels from `first` on of a tensor with `channels` of them.
+    pub(super) fn fill(&self, sums: &Sums<'_>, [channels, first]: [usize; 2], elements: Target<'_>) {
+        let [height, width] = self.out;
+        // Few pixels and many rows: the tasks share the rows out as well.
+        let (regions, count) = (self.count(), sums.row_panels.count());
+        let parts = 4usize.div_ceil(regions).min(count);
+        for_each_task(regions * parts, |task| {
+            let (region, part) = (self.region(task / parts), task % parts);
+            let panels = part * count / parts..(part + 1) * count / parts;
+            let mut columns = Vec::with_capacity(region.images.len() * region.rows.len() * width);
+            for image in region.images.clone() {
+                let from = (image * channels + first) * height * width;
+                columns.extend(from + region.rows.start * width..from + region.rows.end * width);
+            }
+            let output = Output { columns: &columns, row_stride: height * width, elements };
+            #[allow(unsafe_code, reason = "tasks compute disjoint parts of the output")]
+            // SAFETY: two tasks differ in their region or in their rows.
+            unsafe {
+                self.run(&region, panels, std::slice::from_ref(sums), &[output]);
+            }
+        });
+    }
+
+    /// Computes the rows of `panels` of all `sums` in a region into `outputs`. Sums without taps are left as they are.
+    ///
+    /// # Safety
+    /// Nobody else uses these rows and columns of the outputs meanwhile.
+    #[allow(unsafe_code, reason = "hands its contract on")]
+    pub(super) unsafe fn run(&self, region: &Region, panels: Range<usize>, sums: &[Sums<'_>], outputs: &[Output<'_>]) {
+        let runs = self.runs(region);
+        let pixels: usize = runs.iter().map(|run| run.len).sum();
+        let padded: usize = runs.iter().map(|run| run.len.next_multiple_of(PANEL_COLUMNS)).sum();
+        // Panels at the ends of rows that are filled up cost as much as whole ones.
+        let in_place = padded * 8 <= pixels * 9;
+        let sources = if in_place { Vec::new() } else { self.sources(region) };
+        let packed_len = PACKED_ROWS * sources.len().next_multiple_of(PANEL_COLUMNS);
+        let mut offsets = Vec::with_capacity(PACKED_ROWS);
+        with_buffer(self.copy_len() + PANEL_COLUMNS, |copy| {
+            for first in (0..self.planes.channels).step_by(self.block) {
+                let channels = first..(first + self.block).min(self.planes.channels);
+                let copy = self.copy(region, channels.clone(), copy);
+                for (sums, output) in sums.iter().zip(outputs) {
+                    let taps = sums.taps.len();
+                    if taps == 0 {
+                        continue;
+                    }
+                    offsets.clear();
+                    for channel in 0..channels.len() {
+                        offsets.extend(sums.taps.iter().map(|tap| channel * self.channel_stride + tap));
+                    }
+                    let multiply = |b: Columns<'_>| {
+                        let block = Block {
+                            row_panels: sums.row_panels,
+                            panels: panels.clone(),
+                            a: &sums.weights[first * taps * sums.rows..channels.end * taps * sums.rows],
+                            b,
+                            columns: output.columns,
+                            row_stride: output.row_stride,
+                            add: first > 0,
+                            bias: sums.bias,
+                        };
+                        // SAFETY: the contract is handed on unchanged.
+                        unsafe { block.run(sums.simd, output.elements) };
+                    };
+                    if in_place || offsets.len() > PACKED_ROWS {
+                        multiply(Columns::in_place(copy, &offsets, &runs));
+                    } else {
+                        with_buffer(packed_len, |packed| {
+                            pack_pixels(copy, &sources, &offsets, packed);
+                            multiply(Columns::packed(packed, offsets.len(), sources.len()));
+                        });
+                    }
+                }
+            }
+        });
+    }
+
+    /// Copies what a region reads of some channels; gives the part of the buffer that begins with it.
+    pub(super) fn copy<'b>(&self, region: &Region, channels: Range<usize>, buffer: &'b mut [f32]) -> &'b [f32] {
+        // Vectors that begin a line lie in one line each.
+        let unaligned = buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let copy = &mut buffer[unaligned..];
+        let contiguous = self.border.is_contiguous();
+        for (channel, copy) in channels.zip(copy.chunks_mut(self.channel_stride)) {
+            for (image, copy) in region.images.clone().zip(copy.chunks_exact_mut(self.image_stride())) {
+                let plane = self.planes.plane(image, channel);
+                if contiguous {
+                    let rows = &plane[region.rows.start * self.planes.size[1]..];
+                    let len = rows.len().min(copy.len());
+                    copy[..len].copy_from_slice(&rows[..len]);
+                    // Outputs past the last row, of a gradient of pixels that no output has read.
+                    copy[len..].fill(0.0);
+                } else {
+                    self.border.copy_rows(plane, region.rows.start, copy);
+                }
+            }
+        }
+        copy
+    }
+
+    /// Where the pixels of a region lie in the copy of its first channel.
+    pub(super) fn sources(&self, region: &Region) -> Vec<usize> {
+        self.runs(region).iter().flat_map(|run| run.first..run.first + run.len).collect()
+    }
+
+    /// The same as runs of neighbours.
+    fn runs(&self, region: &Region) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for image in 0..region.images.len() {
+            for row in 0..region.rows.len() {
+                let first = image * self.image_stride() + row * self.border.row_step();
+                match runs.last_mut() {
+                    Some(last) if last.first + last.len == first => last.len += self.out[1],
+                    _ => runs.push(Run { first, len: self.out[1] }),
+                }
+            }
+        }
+        runs
+    }
+}
