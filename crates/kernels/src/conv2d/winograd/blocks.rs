@@ -27,6 +27,13 @@ impl Block {
     }
 }
 
+/// How many halves of a block of `channels` channels have any: the second half of up to eight is neither computed nor
+/// read.
+#[inline(always)]
+pub(super) fn halves(channels: usize) -> usize {
+    if channels <= WIDTH { 1 } else { 2 }
+}
+
 /// Loads half of block `index`, unchecked: the transforms read 36 places per tile whose bounds are proven once.
 ///
 /// # Safety

@@ -3,7 +3,7 @@
 //! Both read the layouts that the transforms write, so nothing is packed. Twelve vectors of sums stay in registers:
 //! six rows of sixteen.
 
-use super::blocks::{Block, CHANNELS};
+use super::blocks::{Block, CHANNELS, halves};
 use crate::lanes::{Lanes, Stage};
 
 /// Bytes of V that stay in the second-level cache while several blocks of output channels pass over them.
@@ -26,8 +26,10 @@ pub(super) struct TileProducts<'a> {
     /// U: per block of output channels A×A planes (`filters_stride`) with a block for each input channel.
     pub(super) filters: &'a [Block],
     pub(super) filters_stride: usize,
-    /// Blocks of input channels.
-    pub(super) in_blocks: usize,
+    /// Input channels, of as many blocks as they fill.
+    pub(super) in_channels: usize,
+    /// Output channels, as well.
+    pub(super) out_channels: usize,
     /// M: per block of output channels A×A planes (`products_stride`) of tiles.
     pub(super) products: &'a mut [Block],
     pub(super) products_stride: usize,
@@ -39,27 +41,31 @@ impl Stage for TileProducts<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         // Whole rounds of six rows.
-        let cached = (CACHED_BYTES / size_of::<Block>() / self.in_blocks / 6).max(4) * 6;
+        let in_blocks = self.in_channels.div_ceil(CHANNELS);
+        let cached = (CACHED_BYTES / size_of::<Block>() / in_blocks / 6).max(4) * 6;
         for plane in 0..self.planes {
-            let values = &self.values[plane * self.values_stride..][..self.in_blocks * self.tiles_stride];
+            let values = &self.values[plane * self.values_stride..][..in_blocks * self.tiles_stride];
             for first in (0..self.tiles).step_by(cached) {
                 let values = &values[first..];
                 let tiles = cached.min(self.tiles - first);
                 let filters = self.filters.chunks_exact(self.planes * self.filters_stride);
                 let products = self.products.chunks_exact_mut(self.planes * self.products_stride);
-                for (filters, products) in filters.zip(products) {
-                    let filters = &filters[plane * self.filters_stride..][..self.in_blocks * CHANNELS];
+                for (block, (filters, products)) in filters.zip(products).enumerate() {
+                    let filters = &filters[plane * self.filters_stride..][..self.in_channels];
                     let products = &mut products[plane * self.products_stride + first..][..tiles];
-                    tile_products::<L>(values, self.tiles_stride, filters, products, self.add);
+                    match halves(self.out_channels - block * CHANNELS) {
+                        1 => tile_products::<L, 1>(values, self.tiles_stride, filters, products, self.add),
+                        _ => tile_products::<L, 2>(values, self.tiles_stride, filters, products, self.add),
+                    }
                 }
             }
         }
     }
 }
 
-/// The products of one plane with one block of output channels.
+/// The products of one plane with one block of output channels, or the first half of one.
 #[inline(always)]
-fn tile_products<L: Lanes>(
+fn tile_products<L: Lanes, const HALVES: usize>(
     values: &[Block],
     tiles_stride: usize,
     filters: &[Block],
@@ -72,47 +78,69 @@ fn tile_products<L: Lanes>(
         let (values, products) = (&values[tile..], &mut products[tile..]);
         // The last rows are shared out so that none of the products is thin: 7 is 4 + 3, not 6 + 1.
         tile += match tiles - tile {
-            1 => tile_rows::<L, 1>(values, tiles_stride, filters, products, add),
-            2 => tile_rows::<L, 2>(values, tiles_stride, filters, products, add),
-            3 => tile_rows::<L, 3>(values, tiles_stride, filters, products, add),
-            4 | 7 | 8 => tile_rows::<L, 4>(values, tiles_stride, filters, products, add),
-            5 | 9 | 10 => tile_rows::<L, 5>(values, tiles_stride, filters, products, add),
-            _ => tile_rows::<L, 6>(values, tiles_stride, filters, products, add),
+            1 => tile_rows::<L, 1, HALVES>(values, tiles_stride, filters, products, add),
+            2 => tile_rows::<L, 2, HALVES>(values, tiles_stride, filters, products, add),
+            3 => tile_rows::<L, 3, HALVES>(values, tiles_stride, filters, products, add),
+            4 | 7 | 8 => tile_rows::<L, 4, HALVES>(values, tiles_stride, filters, products, add),
+            5 | 9 | 10 => tile_rows::<L, 5, HALVES>(values, tiles_stride, filters, products, add),
+            _ => tile_rows::<L, 6, HALVES>(values, tiles_stride, filters, products, add),
         };
     }
 }
 
 /// `products[row] (+)= Σ values[row, channel] · filters[channel]` for ROWS tiles; returns ROWS.
 #[inline(always)]
-fn tile_rows<L: Lanes, const ROWS: usize>(
+fn tile_rows<L: Lanes, const ROWS: usize, const HALVES: usize>(
     values: &[Block],
     tiles_stride: usize,
     filters: &[Block],
     products: &mut [Block],
     add: bool,
 ) -> usize {
-    let mut sums = [[L::zero(); 2]; ROWS];
+    let mut sums = [[L::zero(); HALVES]; ROWS];
     if add {
         for row in 0..ROWS {
-            sums[row] = [products[row].load(0), products[row].load(1)];
-        }
-    }
-    for (values, filters) in values.chunks(tiles_stride).zip(filters.as_chunks::<CHANNELS>().0) {
-        let Some(values) = values.first_chunk::<ROWS>() else { break };
-        for channel in 0..CHANNELS {
-            let (low, high) = (filters[channel].load::<L>(0), filters[channel].load::<L>(1));
-            for row in 0..ROWS {
-                let value = L::splat(values[row].0[channel]);
-                sums[row][0] = value.mul_add(low, sums[row][0]);
-                sums[row][1] = value.mul_add(high, sums[row][1]);
+            for half in 0..HALVES {
+                sums[row][half] = products[row].load(half);
             }
         }
     }
+    for (values, filters) in values.chunks(tiles_stride).zip(filters.chunks(CHANNELS)) {
+        let Some(values) = values.first_chunk::<ROWS>() else { break };
+        if let Some(filters) = filters.first_chunk::<CHANNELS>() {
+            sums = add_channels(sums, values, filters);
+        } else {
+            sums = add_channels(sums, values, filters);
+        }
+    }
     for row in 0..ROWS {
-        products[row].store(0, sums[row][0]);
-        products[row].store(1, sums[row][1]);
+        for half in 0..HALVES {
+            products[row].store(half, sums[row][half]);
+        }
     }
     ROWS
+}
+
+/// Adds the products with up to 16 input channels.
+#[inline(always)]
+fn add_channels<L: Lanes, const ROWS: usize, const HALVES: usize>(
+    mut sums: [[L; HALVES]; ROWS],
+    values: &[Block; ROWS],
+    filters: &[Block],
+) -> [[L; HALVES]; ROWS] {
+    for channel in 0..filters.len().min(CHANNELS) {
+        let mut filter = [L::zero(); HALVES];
+        for half in 0..HALVES {
+            filter[half] = filters[channel].load(half);
+        }
+        for row in 0..ROWS {
+            let value = L::splat(values[row].0[channel]);
+            for half in 0..HALVES {
+                sums[row][half] = value.mul_add(filter[half], sums[row][half]);
+            }
+        }
+    }
+    sums
 }
 
 /// Sums over tiles: the outer products of some blocks of output channels with some blocks of input channels.
@@ -127,9 +155,12 @@ pub(super) struct FilterSums<'a> {
     pub(super) values_stride: usize,
     pub(super) tiles_stride: usize,
     pub(super) tiles: usize,
-    /// Blocks of input channels.
-    pub(super) in_blocks: usize,
-    /// Per block of output channels A×A planes (`sums_stride`) with 16 output channels of `in_blocks` blocks.
+    /// Input channels, of as many blocks as they fill.
+    pub(super) in_channels: usize,
+    /// Output channels, as well.
+    pub(super) out_channels: usize,
+    /// Per block of output channels A×A planes (`sums_stride`) with 16 output channels of those blocks of
+    /// input channels.
     pub(super) sums: &'a mut [Block],
     pub(super) sums_stride: usize,
     /// Adds to the sums instead of starting them.
@@ -139,11 +170,12 @@ pub(super) struct FilterSums<'a> {
 impl Stage for FilterSums<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
+        let in_blocks = self.in_channels.div_ceil(CHANNELS);
         for plane in 0..self.planes {
             for first in (0..self.tiles).step_by(CHAIN) {
                 let tiles = CHAIN.min(self.tiles - first);
                 let add = self.add || first > 0;
-                for in_block in 0..self.in_blocks {
+                for in_block in 0..in_blocks {
                     let values = plane * self.values_stride + in_block * self.tiles_stride + first;
                     let values = &self.values[values..][..tiles];
                     let sums = self.sums.chunks_exact_mut(self.planes * self.sums_stride);
@@ -151,9 +183,11 @@ impl Stage for FilterSums<'_> {
                         let gradients = plane * self.gradients_stride + out_block * self.tiles_stride + first;
                         let gradients = &self.gradients[gradients..][..tiles];
                         let sums = &mut sums[plane * self.sums_stride + in_block..];
-                        filter_rows::<L, 0, 6>(gradients, values, sums, self.in_blocks, add);
-                        filter_rows::<L, 6, 5>(gradients, values, sums, self.in_blocks, add);
-                        filter_rows::<L, 11, 5>(gradients, values, sums, self.in_blocks, add);
+                        let rows = CHANNELS.min(self.out_channels - out_block * CHANNELS);
+                        match halves(self.in_channels - in_block * CHANNELS) {
+                            1 => filter_sums::<L, 1>(gradients, values, sums, in_blocks, rows, add),
+                            _ => filter_sums::<L, 2>(gradients, values, sums, in_blocks, rows, add),
+                        }
                     }
                 }
             }
@@ -161,30 +195,60 @@ impl Stage for FilterSums<'_> {
     }
 }
 
-/// `sums[row] (+)= Σ gradients[tile, row] · values[tile]` for ROWS output channels from FIRST on.
+/// The sums of one plane for `rows` output channels of a block and one block of input channels, or half of one.
 #[inline(always)]
-fn filter_rows<L: Lanes, const FIRST: usize, const ROWS: usize>(
+fn filter_sums<L: Lanes, const HALVES: usize>(
     gradients: &[Block],
     values: &[Block],
     sums: &mut [Block],
     stride: usize,
+    rows: usize,
     add: bool,
 ) {
-    let mut totals = [[L::zero(); 2]; ROWS];
+    let mut row = 0;
+    while row < rows {
+        row += match rows - row {
+            1 => filter_rows::<L, 1, HALVES>(gradients, values, sums, stride, row, add),
+            2 => filter_rows::<L, 2, HALVES>(gradients, values, sums, stride, row, add),
+            3 => filter_rows::<L, 3, HALVES>(gradients, values, sums, stride, row, add),
+            4 | 7 | 8 => filter_rows::<L, 4, HALVES>(gradients, values, sums, stride, row, add),
+            5 | 9 | 10 => filter_rows::<L, 5, HALVES>(gradients, values, sums, stride, row, add),
+            _ => filter_rows::<L, 6, HALVES>(gradients, values, sums, stride, row, add),
+        };
+    }
+}
+
+/// `sums[row] (+)= Σ gradients[tile, row] · values[tile]` for ROWS output channels from `first` on; returns ROWS.
+#[inline(always)]
+fn filter_rows<L: Lanes, const ROWS: usize, const HALVES: usize>(
+    gradients: &[Block],
+    values: &[Block],
+    sums: &mut [Block],
+    stride: usize,
+    first: usize,
+    add: bool,
+) -> usize {
+    let mut totals = [[L::zero(); HALVES]; ROWS];
     for (gradients, values) in gradients.iter().zip(values) {
-        let (low, high) = (values.load::<L>(0), values.load::<L>(1));
+        let Some(gradients) = gradients.0[first..].first_chunk::<ROWS>() else { break };
+        let mut value = [L::zero(); HALVES];
+        for half in 0..HALVES {
+            value[half] = values.load(half);
+        }
         for row in 0..ROWS {
-            let gradient = L::splat(gradients.0[FIRST + row]);
-            totals[row][0] = gradient.mul_add(low, totals[row][0]);
-            totals[row][1] = gradient.mul_add(high, totals[row][1]);
+            let gradient = L::splat(gradients[row]);
+            for half in 0..HALVES {
+                totals[row][half] = gradient.mul_add(value[half], totals[row][half]);
+            }
         }
     }
     for row in 0..ROWS {
-        let sum = &mut sums[(FIRST + row) * stride];
-        for half in 0..2 {
+        let sum = &mut sums[(first + row) * stride];
+        for half in 0..HALVES {
             let total = totals[row][half];
             let total = if add { sum.load::<L>(half).add(total) } else { total };
             sum.store(half, total);
         }
     }
+    ROWS
 }

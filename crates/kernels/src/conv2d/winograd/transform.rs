@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::blocks::{Block, CHANNELS, load_at, store_at};
+use super::blocks::{Block, CHANNELS, halves, load_at, store_at};
 use super::grid::{Grid, Layer, Strip};
 use super::points::Linear;
 use crate::lanes::{Lanes, Stage, WIDTH};
@@ -108,14 +108,15 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> Stage for ToTiles<'_, T,
         assert!(IN <= A && self.pixels.len() >= A * width);
         assert!(self.planes.as_flattened().iter().all(|plane| plane.len() >= self.grid.strip_tiles()));
         self.gather::<L>(width);
+        let halves = halves(self.maps.channels - self.block * CHANNELS);
         // SAFETY: IN and A rows of `width` pixels are there.
-        unsafe { down::<L, T, IN, A>(self.pixels, width) };
+        unsafe { down::<L, T, IN, A>(self.pixels, width, halves) };
         for (i, planes) in self.planes.iter_mut().enumerate() {
             for phase in 0..step {
                 for tile in 0..self.grid.segment {
                     let corner = i * width + tile * self.tile * step + phase;
                     let to = phase * self.grid.segment + tile;
-                    for half in 0..2 {
+                    for half in 0..halves {
                         let mut row = [L::zero(); IN];
                         for j in 0..IN {
                             // SAFETY: the largest index is A · width − 1, by the definition of `strip_width`.
@@ -139,9 +140,13 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> Stage for ToTiles<'_, T,
 /// There are as many rows as the larger of IN and OUT.
 #[allow(unsafe_code, reason = "hands the caller's proof on to the loads and stores")]
 #[inline(always)]
-unsafe fn down<L: Lanes, T: Linear<IN, OUT>, const IN: usize, const OUT: usize>(pixels: &mut [Block], width: usize) {
+unsafe fn down<L: Lanes, T: Linear<IN, OUT>, const IN: usize, const OUT: usize>(
+    pixels: &mut [Block],
+    width: usize,
+    halves: usize,
+) {
     for x in 0..width {
-        for half in 0..2 {
+        for half in 0..halves {
             let mut column = [L::zero(); IN];
             for i in 0..IN {
                 // SAFETY: by the caller's contract, for x is less than `width`.
@@ -212,6 +217,7 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T,
     fn run<L: Lanes>(self) {
         let step = self.layer.dilation[1];
         let width = self.grid.strip_width(M);
+        let halves = halves(self.layer.out_channels - self.block * CHANNELS);
         assert!(M <= A && self.pixels.len() >= A * width);
         assert!(self.products.len() >= (A * A - 1) * self.stride + self.first + self.grid.strip_tiles());
         for i in 0..A {
@@ -219,7 +225,7 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T,
                 for tile in 0..self.grid.segment {
                     let corner = i * width + tile * M * step + phase;
                     let from = self.first + phase * self.grid.segment + tile;
-                    for half in 0..2 {
+                    for half in 0..halves {
                         let mut row = [L::zero(); A];
                         for j in 0..A {
                             // SAFETY: `from` is less than `first` + the strip's tiles.
@@ -235,10 +241,10 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T,
             }
         }
         // SAFETY: A rows of `width` pixels are there.
-        unsafe { down::<L, T, A, M>(self.pixels, width) };
+        unsafe { down::<L, T, A, M>(self.pixels, width, halves) };
         if let Some(bias) = self.bias {
             let bias = &bias[(self.block * CHANNELS).min(bias.len())..];
-            for half in 0..2 {
+            for half in 0..halves {
                 let bias = L::load_some(&bias[(half * WIDTH).min(bias.len())..]);
                 for pixel in &mut self.pixels[..M * width] {
                     pixel.store(half, pixel.load::<L>(half).add(bias));
@@ -387,21 +393,28 @@ impl<T: Linear<A, 3>, const A: usize> Stage for FilterGradients<'_, T, A> {
     }
 }
 
-/// Brings equally long rows of 16 planes into blocks; a plane that is not there has an empty row and gives zeros.
+/// Brings equally long rows of 16 planes into blocks. A plane that is not there has an empty row and gives zeros; half
+/// a block without any is left as it is.
 #[inline(always)]
 fn interleave<L: Lanes>(rows: &[&[f32]; CHANNELS], pixels: &mut [Block]) {
+    static ZEROS: [f32; WIDTH] = [0.0; WIDTH];
     for (half, rows) in rows.as_chunks::<WIDTH>().0.iter().enumerate() {
-        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len());
+        if rows[0].is_empty() {
+            continue;
+        }
+        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len() || row.is_empty());
         for next in (0..pixels.len()).step_by(WIDTH) {
             // The last group of a long row overlaps the one before it.
             let x = next.min(pixels.len().saturating_sub(WIDTH));
             if whole {
                 #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
-                // SAFETY: `x` is at most 8 less than the length of each row, and of the pixels.
+                // SAFETY: `x` is at most 8 less than the length of each row that is not empty, and of the pixels.
                 unsafe {
-                    let mut group = [&[0.0; WIDTH]; WIDTH];
+                    let mut group = [&ZEROS; WIDTH];
                     for lane in 0..WIDTH {
-                        group[lane] = &*rows[lane].as_ptr().add(x).cast();
+                        if !rows[lane].is_empty() {
+                            group[lane] = &*rows[lane].as_ptr().add(x).cast();
+                        }
                     }
                     let columns = L::load_columns(group);
                     for i in 0..WIDTH {
@@ -428,7 +441,10 @@ fn interleave<L: Lanes>(rows: &[&[f32]; CHANNELS], pixels: &mut [Block]) {
 #[inline(always)]
 fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [MaybeUninit<f32>]; CHANNELS]) {
     for (half, rows) in rows.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
-        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len());
+        if rows[0].is_empty() {
+            continue;
+        }
+        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len() || row.is_empty());
         for next in (0..pixels.len()).step_by(WIDTH) {
             let x = next.min(pixels.len().saturating_sub(WIDTH));
             let group = &pixels[x..];
@@ -439,8 +455,11 @@ fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [MaybeUninit<f32>]; CHA
                 }
                 let columns = L::load_columns(square);
                 for lane in 0..WIDTH {
+                    if rows[lane].is_empty() {
+                        continue;
+                    }
                     #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
-                    // SAFETY: `x` is at most 8 less than the length of each row.
+                    // SAFETY: `x` is at most 8 less than the length of each row that is not empty.
                     unsafe {
                         columns[lane].write(&mut *rows[lane].as_mut_ptr().add(x).cast());
                     }

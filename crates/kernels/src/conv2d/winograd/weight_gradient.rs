@@ -126,7 +126,9 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
                     values_stride,
                     tiles_stride,
                     tiles: strips.len() * self.grid.strip_tiles(),
-                    in_blocks: part.len(),
+                    in_channels: self.layer.in_channels.min((in_blocks.start + part.end) * CHANNELS)
+                        - (in_blocks.start + part.start) * CHANNELS,
+                    out_channels: self.layer.out_channels - first_out * CHANNELS,
                     sums,
                     sums_stride,
                     add: first > 0,
