@@ -196,7 +196,8 @@ pub(super) fn kernels(bench: &mut Bench) -> Result<()> {
                 "stride": shape.stride, "padding": shape.padding, "dilation": shape.dilation, "groups": shape.groups,
             });
             let case = format!("conv {name} {}", pass.name());
-            let case = Case { work: shape.flops(), times, ..Case::new(&case, peer) };
+            let bytes = 4.0 * (shape.input_len() + shape.weight_len() + shape.output_len()) as f64;
+            let case = Case { work: shape.flops(), bytes, times, ..Case::new(&case, peer) };
             let before = bench.rows.len();
             bench.case(case, || data.run(pass).map(|()| None))?;
             for row in &bench.rows[before..] {

@@ -59,6 +59,9 @@ pub struct BenchArguments {
     /// step: what each kind of operation takes, in three more steps.
     #[arg(long)]
     profile: bool,
+    /// Without Winograd's algorithm.
+    #[arg(long)]
+    exact: bool,
     /// Images of a training step.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -94,6 +97,9 @@ struct Row {
     /// kernels: how often the network has this shape.
     #[serde(skip_serializing_if = "Option::is_none")]
     times: Option<usize>,
+    /// kernels: the time below which a direct sum cannot come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roof_ms: Option<f64>,
     /// algorithms: the error with inputs of mean zero and after a ReLU.
     #[serde(skip_serializing_if = "Option::is_none")]
     errors: Option<[f64; 2]>,
@@ -115,6 +121,10 @@ const TURN: f64 = 0.05;
 const LONG_RUN: f64 = 10.0;
 /// Of all of a case's seconds, the most that a turn takes.
 const TURN_SHARE: f64 = 0.05;
+/// The roofline: operations and bytes of main memory per second that two cores of the machines that this was written on
+/// reach. Winograd's algorithm has fewer operations than are counted; what stays in the cache is faster.
+const ROOF_OPERATIONS: f64 = 165e9;
+const ROOF_BYTES: f64 = 21e9;
 /// Threads of each side of a comparison.
 const THREADS: usize = 2;
 /// Of the values of both sides: |difference| over 1 + |value|.
@@ -139,6 +149,8 @@ struct Case<'a> {
     name: &'a str,
     /// Floating-point operations of one run, 0 where that says nothing.
     work: f64,
+    /// Bytes that one run has to read and write at least, 0 where that says nothing.
+    bytes: f64,
     /// What the peer is asked for; null where it has no such thing.
     peer: Value,
     /// Resident memory in MB before the case was built, where its peak is of interest.
@@ -150,7 +162,7 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn new(name: &'a str, peer: Value) -> Self {
-        Self { name, work: 0.0, peer, resident: None, times: 1, errors: None }
+        Self { name, work: 0.0, bytes: 0.0, peer, resident: None, times: 1, errors: None }
     }
 }
 
@@ -181,7 +193,7 @@ impl Bench {
 
     /// Times `run`, which gives the value of a scalar or nothing.
     fn case(&mut self, case: Case<'_>, mut run: impl FnMut() -> crate::Result<Option<f64>>) -> Result<()> {
-        let Case { name, work, peer, resident, times, errors } = case;
+        let Case { name, work, bytes, peer, resident, times, errors } = case;
         if !self.wants(name) {
             return Ok(());
         }
@@ -222,6 +234,7 @@ impl Bench {
         let best = theirs.iter().min_by(|a, b| a.1.median.total_cmp(&b.1.median));
         let ratio = best.map(|(_, times)| times.median / ours.median);
         let rate = if work > 0.0 { format!(" {:8.1} GFLOP/s", work / ours.median / 1e6) } else { String::new() };
+        let roof_ms = (bytes > 0.0).then(|| 1e3 * (work / ROOF_OPERATIONS).max(bytes / ROOF_BYTES));
         let Times { median, least, most } = ours;
         let mut line = format!("{:8} {name:48} {median:9.2} ms  ({least:.2}–{most:.2}){rate}", self.bench);
         for (way, Times { median, least, most }) in &theirs {
@@ -229,6 +242,9 @@ impl Bench {
         }
         if let Some(ratio) = ratio {
             line.push_str(&format!("  ratio {ratio:.2}"));
+        }
+        if let Some(roof) = roof_ms {
+            line.push_str(&format!("  roof {roof:.2} ms"));
         }
         let peer_peak_mb = prepared.as_ref().and_then(|prepared| prepared.peak_mb);
         for (side, peak) in [("peak", ours_peak_mb), ("peer's peak", peer_peak_mb)] {
@@ -255,6 +271,7 @@ impl Bench {
             ours_peak_mb,
             peer_peak_mb,
             times,
+            roof_ms,
             errors,
             exponent: None,
         });
@@ -315,6 +332,7 @@ pub fn run(arguments: &BenchArguments) -> Result<()> {
         Some(PeerKind::Torch) if others => Some(Peer::start(THREADS)?),
         _ => None,
     };
+    dsd_kernels::conv2d::set_exact(arguments.exact);
     let size = arguments.size.as_ref().map(|size| [usize::from(size[0]), usize::from(size[1])]);
     let mut bench = Bench {
         bench: "",
