@@ -40,18 +40,19 @@ pub(super) struct Maps<'a> {
     pub(super) size: [usize; 2],
 }
 
-impl<'a> Maps<'a> {
-    /// Columns `columns` of row `y` in the planes of a channel block; nothing where there is no such channel.
-    fn rows(&self, image: usize, block: usize, y: usize, columns: Range<usize>) -> [&'a [f32]; CHANNELS] {
-        std::array::from_fn(|lane| {
-            let channel = block * CHANNELS + lane;
-            if channel < self.channels {
-                let start = ((image * self.channels + channel) * self.size[0] + y) * self.size[1];
-                &self.data[start + columns.start..start + columns.end]
-            } else {
-                &[]
-            }
-        })
+impl Maps<'_> {
+    /// Brings columns `columns` of row `y` of a block of channels into `pixels`, as many; half a block without any
+    /// channel is left as it is, and lanes without a channel get the values of one that is there.
+    #[inline(always)]
+    fn interleave<L: Lanes>(&self, image: usize, block: usize, y: usize, columns: Range<usize>, pixels: &mut [Block]) {
+        let plane = self.size[0] * self.size[1];
+        let channels = (self.channels - block * CHANNELS).min(CHANNELS);
+        let first = (image * self.channels + block * CHANNELS) * plane + y * self.size[1] + columns.start;
+        for half in 0..channels.div_ceil(WIDTH) {
+            let last = WIDTH.min(channels - half * WIDTH) - 1;
+            let rows = &self.data[first + half * WIDTH * plane..][..last * plane + columns.len()];
+            interleave::<L>(rows, plane, last, pixels, half);
+        }
     }
 }
 
@@ -76,6 +77,37 @@ pub(super) struct ToTiles<'a, T, const IN: usize, const A: usize> {
 }
 
 impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
+    /// Transforms the pixels to tiles whose columns lie `step` apart.
+    #[allow(unsafe_code, reason = "indices whose largest values are asserted before the loops")]
+    #[inline(always)]
+    fn transform<L: Lanes, const HALVES: usize>(self, width: usize, step: usize) {
+        let (segment, tiles) = (self.grid.segment, self.grid.strip_tiles());
+        assert!(self.grid.strip_width(IN) == width && step * segment == tiles);
+        assert!(IN <= A && self.pixels.len() >= A * width);
+        // SAFETY: IN and A rows of `width` pixels are there.
+        unsafe { down::<L, T, IN, A, HALVES>(self.pixels, width) };
+        for (planes, pixels) in self.planes.into_iter().zip(self.pixels.chunks_exact(width)) {
+            let planes = planes.map(|plane| &mut plane[..tiles]);
+            for phase in 0..step {
+                for tile in 0..segment {
+                    let (corner, to) = (tile * self.tile * step + phase, phase * segment + tile);
+                    for half in 0..HALVES {
+                        let mut row = [L::zero(); IN];
+                        for j in 0..IN {
+                            // SAFETY: the largest index is width − 1, by the definition of `strip_width`.
+                            row[j] = unsafe { load_at(pixels, corner + j * step, half) };
+                        }
+                        let row = T::apply(row);
+                        for j in 0..A {
+                            // SAFETY: `to` is less than the strip's tiles.
+                            unsafe { store_at(planes[j], to, half, row[j]) };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Brings the pixels of the strip into blocks of channels, with zeros outside of the map.
     #[inline(always)]
     fn gather<L: Lanes>(&mut self, width: usize) {
@@ -90,8 +122,8 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
                     pixels[..start].fill(Block::ZERO);
                     pixels[end..].fill(Block::ZERO);
                     let from = first + start - self.padding[1];
-                    let rows = self.maps.rows(self.strip.image, self.block, y, from..from + end - start);
-                    interleave::<L>(&rows, &mut pixels[start..end]);
+                    let columns = from..from + end - start;
+                    self.maps.interleave::<L>(self.strip.image, self.block, y, columns, &mut pixels[start..end]);
                 }
                 _ => pixels.fill(Block::ZERO),
             }
@@ -99,37 +131,18 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
     }
 }
 
-#[allow(unsafe_code, reason = "indices whose largest values are asserted before the loops")]
 impl<T: Linear<IN, A>, const IN: usize, const A: usize> Stage for ToTiles<'_, T, IN, A> {
     #[inline(always)]
     fn run<L: Lanes>(mut self) {
         let step = self.dilation[1];
         let width = self.grid.strip_width(IN);
-        assert!(IN <= A && self.pixels.len() >= A * width);
-        assert!(self.planes.as_flattened().iter().all(|plane| plane.len() >= self.grid.strip_tiles()));
         self.gather::<L>(width);
-        let halves = halves(self.maps.channels - self.block * CHANNELS);
-        // SAFETY: IN and A rows of `width` pixels are there.
-        unsafe { down::<L, T, IN, A>(self.pixels, width, halves) };
-        for (i, planes) in self.planes.iter_mut().enumerate() {
-            for phase in 0..step {
-                for tile in 0..self.grid.segment {
-                    let corner = i * width + tile * self.tile * step + phase;
-                    let to = phase * self.grid.segment + tile;
-                    for half in 0..halves {
-                        let mut row = [L::zero(); IN];
-                        for j in 0..IN {
-                            // SAFETY: the largest index is A · width − 1, by the definition of `strip_width`.
-                            row[j] = unsafe { load_at(self.pixels, corner + j * step, half) };
-                        }
-                        let row = T::apply(row);
-                        for j in 0..A {
-                            // SAFETY: `to` is less than the strip's tiles, and the planes have as many.
-                            unsafe { store_at(planes[j], to, half, row[j]) };
-                        }
-                    }
-                }
-            }
+        // Constants where they are so most often.
+        match (halves(self.maps.channels - self.block * CHANNELS), step) {
+            (1, 1) => self.transform::<L, 1>(width, 1),
+            (1, _) => self.transform::<L, 1>(width, step),
+            (_, 1) => self.transform::<L, 2>(width, 1),
+            (_, _) => self.transform::<L, 2>(width, step),
         }
     }
 }
@@ -140,13 +153,12 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> Stage for ToTiles<'_, T,
 /// There are as many rows as the larger of IN and OUT.
 #[allow(unsafe_code, reason = "hands the caller's proof on to the loads and stores")]
 #[inline(always)]
-unsafe fn down<L: Lanes, T: Linear<IN, OUT>, const IN: usize, const OUT: usize>(
+unsafe fn down<L: Lanes, T: Linear<IN, OUT>, const IN: usize, const OUT: usize, const HALVES: usize>(
     pixels: &mut [Block],
     width: usize,
-    halves: usize,
 ) {
     for x in 0..width {
-        for half in 0..halves {
+        for half in 0..HALVES {
             let mut column = [L::zero(); IN];
             for i in 0..IN {
                 // SAFETY: by the caller's contract, for x is less than `width`.
@@ -181,70 +193,42 @@ pub(super) struct FromTiles<'a, T, const A: usize, const M: usize> {
 }
 
 impl<T: Linear<A, M>, const A: usize, const M: usize> FromTiles<'_, T, A, M> {
+    /// Transforms the tiles, whose columns lie `step` apart, to pixels, and writes them.
+    #[allow(unsafe_code, reason = "indices whose largest values are asserted before the loops")]
     #[inline(always)]
-    fn scatter<L: Lanes>(&self, width: usize) {
-        let [height, map_width] = self.layer.out_size;
-        let len = map_width.saturating_sub(self.strip.left).min(width);
-        let first_channel = self.block * CHANNELS;
-        for row in 0..M {
-            let y = self.strip.top + row * self.layer.dilation[0];
-            if y >= height || len == 0 {
-                break;
-            }
-            let mut rows: [&mut [MaybeUninit<f32>]; CHANNELS] = std::array::from_fn(|lane| {
-                let channel = first_channel + lane;
-                if channel < self.layer.out_channels {
-                    let plane = self.strip.image * self.layer.out_channels + channel;
-                    let start = (plane * height + y) * map_width + self.strip.left;
-                    #[allow(unsafe_code, reason = "tasks write disjoint parts of the output")]
-                    // SAFETY: strips do not overlap and this (strip, block) is run by one task only; the channels
-                    // of a block are different planes.
-                    unsafe {
-                        self.output.part(start, len)
-                    }
-                } else {
-                    Default::default()
-                }
-            });
-            separate::<L>(&self.pixels[row * width..row * width + len], &mut rows);
-        }
-    }
-}
-
-#[allow(unsafe_code, reason = "indices whose largest values are asserted before the loops")]
-impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T, A, M> {
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let step = self.layer.dilation[1];
+    fn transform<L: Lanes, const HALVES: usize>(self, step: usize) {
         let width = self.grid.strip_width(M);
-        let halves = halves(self.layer.out_channels - self.block * CHANNELS);
+        let (segment, tiles) = (self.grid.segment, self.grid.strip_tiles());
+        assert!(width == segment * M * step && tiles == segment * step);
         assert!(M <= A && self.pixels.len() >= A * width);
-        assert!(self.products.len() >= (A * A - 1) * self.stride + self.first + self.grid.strip_tiles());
-        for i in 0..A {
+        for (i, pixels) in self.pixels.chunks_exact_mut(width).take(A).enumerate() {
+            let mut planes = [&self.products[..0]; A];
+            for j in 0..A {
+                planes[j] = &self.products[(i * A + j) * self.stride + self.first..][..tiles];
+            }
             for phase in 0..step {
-                for tile in 0..self.grid.segment {
-                    let corner = i * width + tile * M * step + phase;
-                    let from = self.first + phase * self.grid.segment + tile;
-                    for half in 0..halves {
+                for tile in 0..segment {
+                    let (corner, from) = (tile * M * step + phase, phase * segment + tile);
+                    for half in 0..HALVES {
                         let mut row = [L::zero(); A];
                         for j in 0..A {
-                            // SAFETY: `from` is less than `first` + the strip's tiles.
-                            row[j] = unsafe { load_at(self.products, (i * A + j) * self.stride + from, half) };
+                            // SAFETY: `from` is less than the strip's tiles.
+                            row[j] = unsafe { load_at(planes[j], from, half) };
                         }
                         let row = T::apply(row);
                         for j in 0..M {
-                            // SAFETY: the largest index is A · width − 1, by the definition of `strip_width`.
-                            unsafe { store_at(self.pixels, corner + j * step, half, row[j]) };
+                            // SAFETY: the largest index is width − 1, as asserted above.
+                            unsafe { store_at(pixels, corner + j * step, half, row[j]) };
                         }
                     }
                 }
             }
         }
         // SAFETY: A rows of `width` pixels are there.
-        unsafe { down::<L, T, A, M>(self.pixels, width, halves) };
+        unsafe { down::<L, T, A, M, HALVES>(self.pixels, width) };
         if let Some(bias) = self.bias {
             let bias = &bias[(self.block * CHANNELS).min(bias.len())..];
-            for half in 0..halves {
+            for half in 0..HALVES {
                 let bias = L::load_some(&bias[(half * WIDTH).min(bias.len())..]);
                 for pixel in &mut self.pixels[..M * width] {
                     pixel.store(half, pixel.load::<L>(half).add(bias));
@@ -252,6 +236,47 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T,
             }
         }
         self.scatter::<L>(width);
+    }
+
+    /// Writes M rows of `width` pixels to the output.
+    #[inline(always)]
+    fn scatter<L: Lanes>(&self, width: usize) {
+        let [height, map_width] = self.layer.out_size;
+        let len = map_width.saturating_sub(self.strip.left).min(width);
+        let first_channel = self.block * CHANNELS;
+        let plane = height * map_width;
+        let channels = (self.layer.out_channels - first_channel).min(CHANNELS);
+        for row in 0..M {
+            let y = self.strip.top + row * self.layer.dilation[0];
+            if y >= height || len == 0 {
+                break;
+            }
+            let pixels = &self.pixels[row * width..row * width + len];
+            let first = self.strip.image * self.layer.out_channels + first_channel;
+            let start = first * plane + y * map_width + self.strip.left;
+            for half in 0..channels.div_ceil(WIDTH) {
+                let lanes = WIDTH.min(channels - half * WIDTH);
+                let output = self.output.after(start + half * WIDTH * plane);
+                #[allow(unsafe_code, reason = "tasks write disjoint parts of the output")]
+                // SAFETY: strips do not overlap and this (strip, block) is run by one task only; the channels of a
+                // block are different planes.
+                unsafe {
+                    separate::<L>(pixels, half, output, plane, lanes);
+                }
+            }
+        }
+    }
+}
+
+impl<T: Linear<A, M>, const A: usize, const M: usize> Stage for FromTiles<'_, T, A, M> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        match (halves(self.layer.out_channels - self.block * CHANNELS), self.layer.dilation[1]) {
+            (1, 1) => self.transform::<L, 1>(1),
+            (1, step) => self.transform::<L, 1>(step),
+            (_, 1) => self.transform::<L, 2>(1),
+            (_, step) => self.transform::<L, 2>(step),
+        }
     }
 }
 
@@ -393,86 +418,86 @@ impl<T: Linear<A, 3>, const A: usize> Stage for FilterGradients<'_, T, A> {
     }
 }
 
-/// Brings equally long rows of 16 planes into blocks. A plane that is not there has an empty row and gives zeros; half
-/// a block without any is left as it is.
+/// Brings a row of each of `last` + 1 planes, at most 8, into one half of blocks: their first elements lie `plane` apart
+/// in `rows`, which ends with the last row. Lanes without a plane get the last one again.
 #[inline(always)]
-fn interleave<L: Lanes>(rows: &[&[f32]; CHANNELS], pixels: &mut [Block]) {
-    static ZEROS: [f32; WIDTH] = [0.0; WIDTH];
-    for (half, rows) in rows.as_chunks::<WIDTH>().0.iter().enumerate() {
-        if rows[0].is_empty() {
-            continue;
+fn interleave<L: Lanes>(rows: &[f32], plane: usize, last: usize, pixels: &mut [Block], half: usize) {
+    let len = pixels.len();
+    assert!(last < WIDTH && rows.len() == last * plane + len);
+    if len < WIDTH {
+        let mut padded = [[0.0; WIDTH]; WIDTH];
+        for lane in 0..=last {
+            padded[lane][..len].copy_from_slice(&rows[lane * plane..][..len]);
         }
-        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len() || row.is_empty());
-        for next in (0..pixels.len()).step_by(WIDTH) {
-            // The last group of a long row overlaps the one before it.
-            let x = next.min(pixels.len().saturating_sub(WIDTH));
-            if whole {
-                #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
-                // SAFETY: `x` is at most 8 less than the length of each row that is not empty, and of the pixels.
-                unsafe {
-                    let mut group = [&ZEROS; WIDTH];
-                    for lane in 0..WIDTH {
-                        if !rows[lane].is_empty() {
-                            group[lane] = &*rows[lane].as_ptr().add(x).cast();
-                        }
-                    }
-                    let columns = L::load_columns(group);
-                    for i in 0..WIDTH {
-                        store_at(pixels, x + i, half, columns[i]);
-                    }
-                }
-                continue;
+        let columns = L::load_columns(padded.each_ref());
+        for (pixel, column) in pixels.iter_mut().zip(columns) {
+            pixel.store(half, column);
+        }
+        return;
+    }
+    for next in (0..len).step_by(WIDTH) {
+        // The last group of a long row overlaps the one before it.
+        let x = next.min(len - WIDTH);
+        #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
+        // SAFETY: `x` is at most 8 less than the length of a row, and of the pixels.
+        unsafe {
+            let mut group = [&[0.0; WIDTH]; WIDTH];
+            for lane in 0..WIDTH {
+                group[lane] = &*rows.as_ptr().add(lane.min(last) * plane + x).cast();
             }
-            let mut padded = [[0.0; WIDTH]; WIDTH];
-            for (padded, row) in padded.iter_mut().zip(rows) {
-                for (padded, value) in padded.iter_mut().zip(row.get(x..).unwrap_or(&[])) {
-                    *padded = *value;
-                }
-            }
-            let columns = L::load_columns(padded.each_ref());
-            for (pixel, column) in pixels[x..].iter_mut().zip(columns) {
-                pixel.store(half, column);
+            let columns = L::load_columns(group);
+            for i in 0..WIDTH {
+                store_at(pixels, x + i, half, columns[i]);
             }
         }
     }
 }
 
-/// The opposite of [`interleave`]: planes with an empty row get nothing.
+/// The opposite of [`interleave`], for the first `lanes` lanes.
+///
+/// # Safety
+/// Nobody else has these rows of `output`.
+#[allow(unsafe_code, reason = "hands the caller's proof on to Shared::part")]
 #[inline(always)]
-fn separate<L: Lanes>(pixels: &[Block], rows: &mut [&mut [MaybeUninit<f32>]; CHANNELS]) {
-    for (half, rows) in rows.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
-        if rows[0].is_empty() {
-            continue;
+unsafe fn separate<L: Lanes>(
+    pixels: &[Block],
+    half: usize,
+    output: Shared<'_, MaybeUninit<f32>>,
+    plane: usize,
+    lanes: usize,
+) {
+    let len = pixels.len();
+    let mut rows: [&mut [MaybeUninit<f32>]; WIDTH] = Default::default();
+    for lane in 0..lanes {
+        // SAFETY: by the caller's contract.
+        rows[lane] = unsafe { output.part(lane * plane, len) };
+    }
+    // A group that overlaps the one before it is written after it.
+    if lanes == WIDTH && len >= WIDTH {
+        for next in (0..len).step_by(WIDTH) {
+            let x = next.min(len - WIDTH);
+            let group = &pixels[x..x + WIDTH];
+            let mut square = [&[0.0; WIDTH]; WIDTH];
+            for i in 0..WIDTH {
+                square[i] = &group[i].0.as_chunks().0[half];
+            }
+            let columns = L::load_columns(square);
+            for lane in 0..WIDTH {
+                // SAFETY: all rows are there, and `x` is at most 8 less than their length.
+                unsafe { columns[lane].write(&mut *rows[lane].as_mut_ptr().add(x).cast()) };
+            }
         }
-        let whole = pixels.len() >= WIDTH && rows.iter().all(|row| row.len() == pixels.len() || row.is_empty());
-        for next in (0..pixels.len()).step_by(WIDTH) {
-            let x = next.min(pixels.len().saturating_sub(WIDTH));
-            let group = &pixels[x..];
-            if whole {
-                let mut square = [&[0.0; WIDTH]; WIDTH];
-                for i in 0..WIDTH {
-                    square[i] = &group[i].0.as_chunks().0[half];
-                }
-                let columns = L::load_columns(square);
-                for lane in 0..WIDTH {
-                    if rows[lane].is_empty() {
-                        continue;
-                    }
-                    #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
-                    // SAFETY: `x` is at most 8 less than the length of each row that is not empty.
-                    unsafe {
-                        columns[lane].write(&mut *rows[lane].as_mut_ptr().add(x).cast());
-                    }
-                }
-                continue;
-            }
-            let group = std::array::from_fn(|i| group.get(i).unwrap_or(&Block::ZERO));
-            let columns = L::load_columns(group.map(|pixel| &pixel.0.as_chunks().0[half]));
-            for (row, column) in rows.iter_mut().zip(columns) {
-                if let Some(row) = row.get_mut(x..) {
-                    column.write_some(row);
-                }
-            }
+        return;
+    }
+    for next in (0..len).step_by(WIDTH) {
+        let x = next.min(len.saturating_sub(WIDTH));
+        let mut square = [&[0.0; WIDTH]; WIDTH];
+        for (square, pixel) in square.iter_mut().zip(&pixels[x..]) {
+            *square = &pixel.0.as_chunks().0[half];
+        }
+        let columns = L::load_columns(square);
+        for (row, column) in rows[..lanes].iter_mut().zip(columns) {
+            column.write_some(&mut row[x..]);
         }
     }
 }
