@@ -17,7 +17,8 @@
 //!
 //! Channels come in blocks of 16, one cache line. V is \[place\]\[channel block\]\[tile\], U is
 //! \[output block\]\[place\]\[input channel\], M is \[place\]\[tile\] for one output block; each step reads and writes
-//! whole blocks, so the products need no packing. Channels that fill up a block are zeros.
+//! whole blocks, so the products need no packing. What fills up a block beyond the last channel is in no sum that is
+//! kept.
 //!
 //! Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. Differs from it: the points
 //! of F(4,3), the gradient of the weights (they use F(3,4)), dilation.

@@ -82,7 +82,7 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
     #[inline(always)]
     fn transform<L: Lanes, const HALVES: usize>(self, width: usize, step: usize) {
         let (segment, tiles) = (self.grid.segment, self.grid.strip_tiles());
-        assert!(self.grid.strip_width(IN) == width && step * segment == tiles);
+        assert!(width == ((segment - 1) * self.tile + IN) * step && tiles == segment * step);
         assert!(IN <= A && self.pixels.len() >= A * width);
         // SAFETY: IN and A rows of `width` pixels are there.
         unsafe { down::<L, T, IN, A, HALVES>(self.pixels, width) };
@@ -94,7 +94,7 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
                     for half in 0..HALVES {
                         let mut row = [L::zero(); IN];
                         for j in 0..IN {
-                            // SAFETY: the largest index is width − 1, by the definition of `strip_width`.
+                            // SAFETY: the largest index is width − 1, as asserted above.
                             row[j] = unsafe { load_at(pixels, corner + j * step, half) };
                         }
                         let row = T::apply(row);
