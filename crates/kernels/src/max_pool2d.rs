@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{check_length, param};
+use crate::lanes::WIDTH;
 use crate::resize::separable::{TASK_ELEMENTS, build_rows, for_f32_or};
 use crate::simd::multiversion;
 use crate::{Error, Float, Result};
@@ -184,67 +185,113 @@ multiversion! {
     /// As [`rows_plain`]: first down the columns of the window rows, then along what that leaves.
     fn rows_fast(windows: &Windows, x: &[f32], first: usize, maxima: &mut [f32], places: &mut [u32]) {
         let Windows { pool, input: [height, width], output: [out_height, out_width] } = *windows;
+        if width.min(out_width) < WIDTH {
+            return rows_plain(windows, x, first, maxima, places);
+        }
         let [kernel, stride, padding] = [pool.kernel[1], pool.stride[1], pool.padding[1]];
-        // Output columns whose windows lie inside the input from side to side.
-        let inner_from = padding.div_ceil(stride).min(out_width);
-        let inner_to = ((width + padding).checked_sub(kernel).map_or(0, |room| room / stride + 1)).clamp(inner_from, out_width);
-        let base = inner_from * stride - padding.min(inner_from * stride);
-        let inner = inner_to - inner_from;
-        let phase_len = inner + (kernel - 1) / stride;
-        let mut column_maxima = vec![0.0f32; width];
-        let mut column_places = vec![0u32; width];
+        // A row with its padding, which is never chosen: its places come after all others.
+        let padded = ((out_width - 1) * stride + kernel).max(padding + width);
+        let mut column_maxima = vec![f32::NEG_INFINITY; padded];
+        let mut column_places = vec![u32::MAX; padded];
+        let inside = padding..padding + width;
+        let phase_len = out_width + (kernel - 1) / stride;
         let mut phase_maxima = vec![0.0f32; if stride > 1 { stride.min(kernel) * phase_len } else { 0 }];
         let mut phase_places = vec![0u32; phase_maxima.len()];
         for (index, (maxima, places)) in maxima.chunks_exact_mut(out_width).zip(places.chunks_exact_mut(out_width)).enumerate() {
             let (plane, row) = ((first + index) / out_height, (first + index) % out_height);
             let image = &x[plane * height * width..(plane + 1) * height * width];
             let rows = pool.window(0, row, height);
-            let has_nan = column_pass(&image[rows.0 * width..rows.1 * width], rows.0 * width, &mut column_maxima, &mut column_places);
-            // The vector comparisons below do not know the rule for NaN.
-            let inner_columns = if has_nan { 0..0 } else { inner_from..inner_to };
-            if inner > 0 && !has_nan {
-                let (maxima, places) = (&mut maxima[inner_from..inner_to], &mut places[inner_from..inner_to]);
-                if stride > 1 {
-                    split_phases(&column_maxima[base..], stride, phase_len, &mut phase_maxima);
-                    split_phases(&column_places[base..], stride, phase_len, &mut phase_places);
+            let window = &image[rows.0 * width..rows.1 * width];
+            if column_pass(window, rows.0 * width, &mut column_maxima[inside.clone()], &mut column_places[inside.clone()]) {
+                // The vector comparisons do not know the rule for NaN.
+                for (column, (maximum, place)) in maxima.iter_mut().zip(places).enumerate() {
+                    (*maximum, *place) = maximum_of(image, width, rows, pool.window(1, column, width));
                 }
-                for tap in 0..kernel {
-                    let (tap_maxima, tap_places) = if stride > 1 {
-                        let from = (tap % stride) * phase_len + tap / stride;
-                        (&phase_maxima[from..from + inner], &phase_places[from..from + inner])
-                    } else {
-                        (&column_maxima[base + tap..base + tap + inner], &column_places[base + tap..base + tap + inner])
-                    };
-                    if tap == 0 {
-                        maxima.copy_from_slice(tap_maxima);
-                        places.copy_from_slice(tap_places);
-                    } else {
-                        take_larger(maxima, places, tap_maxima, tap_places);
-                    }
-                }
+                continue;
             }
-            for column in (0..inner_columns.start).chain(inner_columns.end..out_width) {
-                (maxima[column], places[column]) = maximum_of(image, width, rows, pool.window(1, column, width));
+            let (values, of_values) = if stride > 1 {
+                split_phases(&column_maxima, stride, phase_len, &mut phase_maxima);
+                split_phases(&column_places, stride, phase_len, &mut phase_places);
+                (&phase_maxima, &phase_places)
+            } else {
+                (&column_maxima, &column_places)
+            };
+            for start in (0..out_width).step_by(WIDTH) {
+                let start = start.min(out_width - WIDTH);
+                let mut largest = Candidates::load(&values[start..], &of_values[start..]);
+                for tap in 1..kernel {
+                    let from = (tap % stride) * phase_len + tap / stride + start;
+                    largest.take_larger(Candidates::load(&values[from..], &of_values[from..]));
+                }
+                largest.store(&mut maxima[start..], &mut places[start..]);
             }
         }
     }
 }
 
-/// The maximum of each column of `rows` and its place, counted from `offset`; tells whether there is a NaN.
+/// The maximum of each column of `rows` and its place, counted from `offset`; tells whether there is a NaN. At least
+/// eight columns.
 #[inline(always)]
 fn column_pass(rows: &[f32], offset: usize, maxima: &mut [f32], places: &mut [u32]) -> bool {
     let width = maxima.len();
-    let mut nans = 0u32;
-    for (index, row) in rows.chunks_exact(width).enumerate() {
-        let start = (offset + index * width) as u32;
-        for (column, ((maximum, place), &value)) in maxima.iter_mut().zip(places.iter_mut()).zip(row).enumerate() {
-            let larger = (index == 0) | (value > *maximum);
-            *maximum = if larger { value } else { *maximum };
-            *place = if larger { start + column as u32 } else { *place };
-            nans |= u32::from(value.is_nan());
+    let mut nans = [0u32; WIDTH];
+    for start in (0..width).step_by(WIDTH) {
+        let start = start.min(width - WIDTH);
+        // A whole vector goes down all rows before it is written: to write where the maximum changes is far slower.
+        let mut largest = Candidates::at(&rows[start..], (offset + start) as u32, &mut nans);
+        for from in (start + width..rows.len()).step_by(width) {
+            largest.take_larger(Candidates::at(&rows[from..], (offset + from) as u32, &mut nans));
+        }
+        largest.store(&mut maxima[start..], &mut places[start..]);
+    }
+    nans != [0; WIDTH]
+}
+
+/// Eight values and their places.
+#[derive(Clone, Copy)]
+struct Candidates {
+    values: [f32; WIDTH],
+    places: [u32; WIDTH],
+}
+
+impl Candidates {
+    /// The first eight values of `row`, at the places from `place` on; marks the NaN.
+    #[inline(always)]
+    fn at(row: &[f32], place: u32, nans: &mut [u32; WIDTH]) -> Self {
+        let mut values = [0.0; WIDTH];
+        values.copy_from_slice(&row[..WIDTH]);
+        let mut places = [place; WIDTH];
+        for lane in 0..WIDTH {
+            places[lane] += lane as u32;
+            nans[lane] |= u32::from(values[lane].is_nan());
+        }
+        Self { values, places }
+    }
+
+    /// Keeps the larger of two values in each lane, at equality the one whose place comes first.
+    #[inline(always)]
+    fn take_larger(&mut self, other: Self) {
+        for lane in 0..WIDTH {
+            let larger = (other.values[lane] > self.values[lane])
+                | ((other.values[lane] == self.values[lane]) & (other.places[lane] < self.places[lane]));
+            self.values[lane] = if larger { other.values[lane] } else { self.values[lane] };
+            self.places[lane] = if larger { other.places[lane] } else { self.places[lane] };
         }
     }
-    nans != 0
+
+    #[inline(always)]
+    fn load(values: &[f32], places: &[u32]) -> Self {
+        let mut own = Self { values: [0.0; WIDTH], places: [0; WIDTH] };
+        own.values.copy_from_slice(&values[..WIDTH]);
+        own.places.copy_from_slice(&places[..WIDTH]);
+        own
+    }
+
+    #[inline(always)]
+    fn store(self, values: &mut [f32], places: &mut [u32]) {
+        values[..WIDTH].copy_from_slice(&self.values);
+        places[..WIDTH].copy_from_slice(&self.places);
+    }
 }
 
 /// Sorts the elements by their position modulo `stride`, so that every `stride`-th one lies side by side.
@@ -266,17 +313,6 @@ fn split_phases<E: Copy>(elements: &[E], stride: usize, phase_len: usize, phases
         for (slot, &element) in slots.iter_mut().zip(elements.iter().skip(phase).step_by(stride)) {
             *slot = element;
         }
-    }
-}
-
-/// Keeps the larger of two maxima, at equality the one whose place comes first.
-#[inline(always)]
-fn take_larger(maxima: &mut [f32], places: &mut [u32], other_maxima: &[f32], other_places: &[u32]) {
-    let others = other_maxima.iter().zip(other_places);
-    for ((maximum, place), (&other, &other_place)) in maxima.iter_mut().zip(places).zip(others) {
-        let larger = (other > *maximum) | ((other == *maximum) & (other_place < *place));
-        *maximum = if larger { other } else { *maximum };
-        *place = if larger { other_place } else { *place };
     }
 }
 
@@ -434,11 +470,11 @@ mod tests {
             let options = pool(kernel, stride, padding, stream.chance(0.5));
             let planes = 1 + stream.below(3);
             let Ok(output) = options.output_size("test", input) else { continue };
-            let special = stream.chance(0.2);
+            let [nan, lowest] = [stream.chance(0.2), stream.chance(0.2)];
             let x: Vec<f32> = (0..planes * input[0] * input[1])
                 .map(|_| match stream.below(10) {
-                    0 if special => f32::NAN,
-                    1 if special => f32::NEG_INFINITY,
+                    0 if nan => f32::NAN,
+                    1..=8 if lowest => f32::NEG_INFINITY,
                     digit => (digit as f32) - 4.0,
                 })
                 .collect();

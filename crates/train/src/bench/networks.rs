@@ -39,6 +39,10 @@ pub(super) const STEP: [usize; 2] = [256, 256];
 /// CamVid's.
 const INFER: [usize; 2] = [360, 480];
 const RATE: f64 = 1e-6;
+/// Passes in which a teacher with random weights takes the statistics of its batch norms from the images. With those of
+/// a new network nothing would be normalised in evaluation mode, and the logits of a deep one reach tens of thousands,
+/// where a softmax in f32 is a matter of the last digits.
+const SETTLING: u64 = 10;
 const AUX_WEIGHT: f64 = 0.4;
 const PSD_WEIGHT: f64 = 1000.0;
 const CSD_WEIGHT: f64 = 10.0;
@@ -72,6 +76,11 @@ impl Step {
         let objective = objective(vec![cross_entropy], &terms);
         let images = tensor(&dims, "images")?;
         let labels = labels(dims[0], [dims[2], dims[3]], CLASSES)?;
+        if let Some((teacher, _)) = &teacher {
+            for step in 0..SETTLING {
+                teacher.forward(&images, Mode::Train { seed: AT.seed, step })?;
+            }
+        }
         Ok(Self { student, store, teacher, optimiser, objective, images, labels, recompute })
     }
 
