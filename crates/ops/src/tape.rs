@@ -22,7 +22,7 @@ use candle_core::{
 };
 
 use crate::storage::{from_elements, with_slices};
-use crate::{Result, profile};
+use crate::{Result, check, profile};
 
 thread_local! {
     static CURRENT: RefCell<Option<Record>> = const { RefCell::new(None) };
@@ -70,6 +70,43 @@ impl Tape {
     /// As [`backward`].
     pub fn finish(self, loss: &Tensor) -> Result<GradStore> {
         run_backward(loss, true)
+    }
+
+    /// As [`finish`](Self::finish), from an output of any shape and the gradient that it has: PyTorch's
+    /// `output.backward(gradient)`.
+    ///
+    /// # Errors
+    /// As [`backward`]; Shape or DType where `gradient` has not those of `output`.
+    pub fn finish_with(self, output: &Tensor, gradient: &Tensor) -> Result<GradStore> {
+        const OP: &str = "finish_with";
+        check::float(OP, "output", output)?;
+        check::same_shape(OP, "gradient", gradient, output.dims())?;
+        check::dtype(OP, "gradient", gradient, output.dtype())?;
+        let end = apply1(output, Given { gradient: gradient.clone() })?;
+        self.finish(&end)
+    }
+}
+
+/// A scalar whose gradient by its argument is a given tensor.
+struct Given {
+    gradient: Tensor,
+}
+
+impl CustomOp1 for Given {
+    fn name(&self) -> &'static str {
+        "given"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> CandleResult<(CpuStorage, Shape)> {
+        let zero = match storage {
+            CpuStorage::F64(_) => CpuStorage::F64(vec![0.0]),
+            _ => CpuStorage::F32(vec![0.0]),
+        };
+        Ok((zero, Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> CandleResult<Option<Tensor>> {
+        Ok(Some(self.gradient.clone()))
     }
 }
 

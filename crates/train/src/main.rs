@@ -5,7 +5,21 @@ static ALLOCATOR: dsd_train::memory::Counting = dsd_train::memory::Counting;
 
 fn main() {
     keep_freed_memory();
+    let_idle_threads_sleep();
     std::process::exit(dsd_train::cli::main());
+}
+
+/// Lets candle's own threads sleep as soon as they have nothing to do.
+///
+/// After an elementwise operation of candle they would spin for a third of a millisecond, on the processors that the
+/// next kernel of ours runs on (docs/benchmarks.md). A value that is set already stays.
+#[allow(unsafe_code, reason = "candle reads this setting from the environment alone")]
+fn let_idle_threads_sleep() {
+    const LIMIT: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+    if std::env::var_os(LIMIT).is_none() {
+        // SAFETY: called before any other thread exists.
+        unsafe { std::env::set_var(LIMIT, "1") };
+    }
 }
 
 /// Tells the C library's allocator to keep what is freed.

@@ -47,6 +47,27 @@ fn gradients_are_those_of_candles_graph() {
 }
 
 #[test]
+fn a_backward_pass_may_begin_with_the_gradient_of_any_output() {
+    let (x, w) = (variable(&[-1.0, 0.5, 2.0]), variable(&[0.25, -3.0, 1.0]));
+    let given = Tensor::new(&[[[[2f32, -1.0, 0.5]]]], &Device::Cpu).unwrap();
+    let output = || relu(&add(x.as_tensor(), w.as_tensor()).unwrap()).unwrap();
+    let expected = (output() * &given).unwrap().sum_all().unwrap().backward().unwrap();
+    for candle_follows in [false, true] {
+        let tape = Tape::start();
+        let output = if candle_follows { (output() * 1.0).unwrap() } else { output() };
+        let found = tape.finish_with(&output, &given).unwrap();
+        for variable in [&x, &w] {
+            assert_eq!(values(expected.get(variable).unwrap()), values(found.get(variable).unwrap()));
+        }
+    }
+    let message = |gradient: &Tensor| Tape::start().finish_with(&output(), gradient).unwrap_err().to_string();
+    let expected = "finish_with: gradient has shape [1], expected [1, 1, 1, 3]";
+    assert_eq!(message(&Tensor::new(&[1f32], &Device::Cpu).unwrap()), expected);
+    let expected = "finish_with: gradient is f64, expected f32";
+    assert_eq!(message(&given.to_dtype(DType::F64).unwrap()), expected);
+}
+
+#[test]
 fn no_gradient_is_lost_in_silence() {
     let x = variable(&[1.0, 2.0]);
     let tape = Tape::start();

@@ -43,7 +43,7 @@ use limits::Limits;
 use points::{F2, F4};
 
 use super::Conv2dShape;
-use crate::lanes::Instructions;
+use crate::lanes::{Instructions, WIDTH};
 
 /// How a pass is run.
 #[derive(Clone, Copy, Debug)]
@@ -92,23 +92,24 @@ pub(super) fn computes(shape: &Conv2dShape) -> bool {
 }
 
 /// What a pass costs, in multiplications of a matrix product. The transforms of a tile are worth so many for each output
-/// and channel, those of the weights about as much as the products of ten tiles: numbers that fit what layers of 8 to 64
+/// and channel, those of the weights as much as the products of so many tiles: numbers that fit what layers of 8 to 64
 /// channels took.
 fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> f64 {
-    let (side, places, transform): (u32, u32, u32) = match (tile, task) {
-        (Tile::Two, Task::Convolution) => (2, 16, 36),
-        (Tile::Two, Task::WeightGradient) => (2, 16, 60),
-        (Tile::Four, Task::Convolution) => (4, 36, 26),
-        (Tile::Four, Task::WeightGradient) => (4, 36, 42),
+    let (side, places, transform): (u32, u32, u32) = match tile {
+        Tile::Two => (2, 16, 36),
+        Tile::Four => (4, 36, 22),
+    };
+    let weights = match task {
+        Task::Convolution => 10,
+        Task::WeightGradient => 20,
     };
     let tiles = |size: usize, dilation: usize| size.div_ceil(dilation).div_ceil(side as usize) * dilation;
     let tiles =
         shape.batch * tiles(shape.out_height(), shape.dilation[0]) * tiles(shape.out_width(), shape.dilation[1]);
-    // Channels come in whole blocks.
-    let [c, k] =
-        [shape.in_channels, shape.out_channels].map(|channels| channels.next_multiple_of(blocks::CHANNELS) as f64);
-    let tiles = tiles as f64;
-    (tiles + 10.0) * f64::from(places) * c * k + tiles * f64::from(side * side * transform) * (c + k)
+    // Channels come in whole vectors.
+    let [c, k] = [shape.in_channels, shape.out_channels].map(|channels| channels.next_multiple_of(WIDTH) as f64);
+    let products = (tiles + weights) as f64 * f64::from(places) * c * k;
+    products + tiles as f64 * f64::from(side * side * transform) * (c + k)
 }
 
 /// Writes the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3], and `bias`, to all of `y` [N,K,Ho,Wo]; `shape` is one

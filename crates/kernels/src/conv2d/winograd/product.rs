@@ -1,7 +1,7 @@
 //! The matrix products between the transforms, one for each of the A×A values of a transformed tile.
 //!
-//! Both read the layouts that the transforms write, so nothing is packed. Twelve vectors of sums stay in registers:
-//! six rows of sixteen.
+//! Both read the layouts that the transforms write, so nothing is packed. Twelve vectors of sums stay in registers: six
+//! rows of sixteen channels, or twelve rows of eight, as fewer sums would wait for each other.
 
 use super::blocks::{Block, CHANNELS, halves};
 use crate::lanes::{Lanes, Stage};
@@ -78,6 +78,8 @@ fn tile_products<L: Lanes, const HALVES: usize>(
         let (values, products) = (&values[tile..], &mut products[tile..]);
         // The last rows are shared out so that none of the products is thin: 7 is 4 + 3, not 6 + 1.
         tile += match tiles - tile {
+            12 | 18.. if HALVES == 1 => tile_rows::<L, 12, HALVES>(values, tiles_stride, filters, products, add),
+            8 | 13.. if HALVES == 1 => tile_rows::<L, 8, HALVES>(values, tiles_stride, filters, products, add),
             1 => tile_rows::<L, 1, HALVES>(values, tiles_stride, filters, products, add),
             2 => tile_rows::<L, 2, HALVES>(values, tiles_stride, filters, products, add),
             3 => tile_rows::<L, 3, HALVES>(values, tiles_stride, filters, products, add),
@@ -208,6 +210,8 @@ fn filter_sums<L: Lanes, const HALVES: usize>(
     let mut row = 0;
     while row < rows {
         row += match rows - row {
+            12 if HALVES == 1 => filter_rows::<L, 12, HALVES>(gradients, values, sums, stride, row, add),
+            8 | 13.. if HALVES == 1 => filter_rows::<L, 8, HALVES>(gradients, values, sums, stride, row, add),
             1 => filter_rows::<L, 1, HALVES>(gradients, values, sums, stride, row, add),
             2 => filter_rows::<L, 2, HALVES>(gradients, values, sums, stride, row, add),
             3 => filter_rows::<L, 3, HALVES>(gradients, values, sums, stride, row, add),

@@ -1,9 +1,12 @@
 //! The gradient of the weights.
 //!
 //! With Y = Aᵀ M A and M = U ⊙ V a loss with gradient ∂Y has ∂M = A ∂Y Aᵀ, ∂U = Σ over tiles of ∂M ⊙ V and
-//! ∂g = Gᵀ ∂U G: the adjoint of the forward pass, with the same points. Tiles are taken some hundred at a time: their
-//! transforms are made in parallel, then each task adds up a block of output channels (times some blocks of input
-//! channels), tiles in order.
+//! ∂g = Gᵀ ∂U G: the adjoint of the forward pass, with the same points.
+//!
+//! Two ways to share out the work. *By strips*, where there are so few channels that each task can hold sums ∂U of its
+//! own: it takes its strips through the transforms and the sums, all in its cache, and the tasks' sums are added in
+//! order. *By filters*: tiles are taken some hundred at a time, their transforms are made in parallel, then each task
+//! adds up a block of output channels (times some blocks of input channels), tiles in order.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -25,8 +28,6 @@ struct Pass<'a, V, const M: usize, const A: usize> {
     x: &'a [f32],
     grad_y: &'a [f32],
     grad_weight: Shared<'a, f32>,
-    /// Strips whose transforms are held at once.
-    at_once: usize,
     variant: PhantomData<V>,
 }
 
@@ -39,11 +40,6 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
     grad_weight: &mut [f32],
 ) {
     let grid = Grid::new(layer, M);
-    let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
-    let limits = settings.limits;
-    let tiles = limits.gradient_round_blocks / (A * A * (in_blocks + out_blocks));
-    let tiles = tiles.max(limits.gradient_round_tiles);
-    let at_once = (tiles / grid.strip_tiles()).clamp(1, grid.strips);
     let pass = Pass::<V, M, A> {
         layer,
         grid,
@@ -51,25 +47,104 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
         x,
         grad_y,
         grad_weight: Shared::new(grad_weight),
-        at_once,
         variant: PhantomData,
     };
-    // Groups of input channels, one after the other, whose sums are held at once.
-    let group = if at_once < pass.grid.strips {
-        (limits.sum_blocks / (A * A * CHANNELS * out_blocks)).clamp(1, in_blocks)
+    if A * A * CHANNELS * layer.in_blocks() * layer.out_blocks() <= settings.limits.own_sum_blocks {
+        pass.by_strips();
     } else {
-        in_blocks
-    };
-    for first in (0..in_blocks).step_by(group) {
-        pass.input_blocks(first..(first + group).min(in_blocks));
+        pass.by_filters();
     }
 }
 
 impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
-    /// The gradient of the weights of some blocks of input channels.
-    fn input_blocks(&self, in_blocks: Range<usize>) {
+    fn by_strips(&self) {
+        let Self { layer, grid, settings: Settings { instructions, limits }, .. } = *self;
+        let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
+        let (strips, strip_tiles) = (grid.strips, grid.strip_tiles());
+        let tasks = (strips * strip_tiles / limits.tiles_of_own_sums).clamp(4, 16).min(strips);
+        let at_once = limits.own_tile_blocks / (A * A * (in_blocks + out_blocks)) / strip_tiles;
+        let at_once = at_once.clamp(1, strips.div_ceil(tasks));
+        let tiles_stride = at_once * strip_tiles;
+        let values_stride = in_blocks * tiles_stride + SKEW;
+        let gradients_stride = out_blocks * tiles_stride + SKEW;
+        let sums_stride = CHANNELS * in_blocks + SKEW;
+        let block_len = A * A * sums_stride;
+        let mut all_sums = Scratch::take(tasks * out_blocks * block_len);
+        let all_sums = Shared::new(&mut all_sums);
+        for_each_task(tasks, |task| {
+            let strips = task * strips / tasks..(task + 1) * strips / tasks;
+            let mut values = Scratch::take(A * A * values_stride);
+            let mut gradients = Scratch::take(A * A * gradients_stride);
+            #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+            // SAFETY: each task has its own part.
+            let sums = unsafe { all_sums.part(task * out_blocks * block_len, out_blocks * block_len) };
+            for first in strips.clone().step_by(at_once) {
+                let round = first..(first + at_once).min(strips.end);
+                let shared = [Shared::new(&mut values), Shared::new(&mut gradients)];
+                for (place, strip) in round.clone().enumerate() {
+                    let tile = place * strip_tiles;
+                    for block in 0..in_blocks {
+                        let first = block * tiles_stride + tile;
+                        self.transform_inputs(strip, block, &shared[0], values_stride, first);
+                    }
+                    for block in 0..out_blocks {
+                        let first = block * tiles_stride + tile;
+                        self.transform_gradients(strip, block, &shared[1], gradients_stride, first);
+                    }
+                }
+                instructions.run(FilterSums {
+                    planes: A * A,
+                    gradients: &gradients,
+                    gradients_stride,
+                    values: &values,
+                    values_stride,
+                    tiles_stride,
+                    tiles: round.len() * strip_tiles,
+                    in_channels: layer.in_channels,
+                    out_channels: layer.out_channels,
+                    sums,
+                    sums_stride,
+                    add: first > strips.start,
+                });
+            }
+        });
+        for_each_task(out_blocks, |out_block| {
+            #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+            // SAFETY: each block of output channels has its own part of every task's sums.
+            let part = |task: usize| unsafe { all_sums.part((task * out_blocks + out_block) * block_len, block_len) };
+            let sums = part(0);
+            for task in 1..tasks {
+                for (sum, other) in sums.iter_mut().zip(&*part(task)) {
+                    for lane in 0..CHANNELS {
+                        sum.0[lane] += other.0[lane];
+                    }
+                }
+            }
+            self.transform_sums(sums, sums_stride, out_block, 0..in_blocks);
+        });
+    }
+
+    fn by_filters(&self) {
+        let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
+        let limits = self.settings.limits;
+        let tiles = limits.gradient_round_blocks / (A * A * (in_blocks + out_blocks));
+        let tiles = tiles.max(limits.gradient_round_tiles);
+        let at_once = (tiles / self.grid.strip_tiles()).clamp(1, self.grid.strips);
+        // Groups of input channels, one after the other, whose sums are held at once.
+        let group = if at_once < self.grid.strips {
+            (limits.sum_blocks / (A * A * CHANNELS * out_blocks)).clamp(1, in_blocks)
+        } else {
+            in_blocks
+        };
+        for first in (0..in_blocks).step_by(group) {
+            self.input_blocks(first..(first + group).min(in_blocks), at_once);
+        }
+    }
+
+    /// The gradient of the weights of some blocks of input channels; the transforms of `at_once` strips are held.
+    fn input_blocks(&self, in_blocks: Range<usize>, at_once: usize) {
         let out_blocks = self.layer.out_blocks();
-        let tiles_stride = self.at_once * self.grid.strip_tiles();
+        let tiles_stride = at_once * self.grid.strip_tiles();
         let values_stride = in_blocks.len() * tiles_stride + SKEW;
         let gradients_stride = out_blocks * tiles_stride + SKEW;
         let mut values = Scratch::take(A * A * values_stride);
@@ -83,12 +158,12 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
         let sums_stride = CHANNELS * per_task + SKEW;
         let block_len = A * A * sums_stride;
         let sums_len = group * block_len;
-        let all_at_once = self.at_once == self.grid.strips;
+        let all_at_once = at_once == self.grid.strips;
         let mut kept = Scratch::take(if all_at_once { 0 } else { groups * parts * sums_len });
         let kept = Shared::new(&mut kept);
 
-        for first in (0..self.grid.strips).step_by(self.at_once) {
-            let strips = first..(first + self.at_once).min(self.grid.strips);
+        for first in (0..self.grid.strips).step_by(at_once) {
+            let strips = first..(first + at_once).min(self.grid.strips);
             let shared = [Shared::new(&mut values), Shared::new(&mut gradients)];
             let blocks = in_blocks.len() + out_blocks;
             for_each_task(strips.len() * blocks, |task| {
@@ -135,19 +210,25 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
                 });
                 if strips.end == self.grid.strips {
                     for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
-                        self.settings.instructions.run(FilterGradients::<V::FilterGradient, A> {
-                            sums,
-                            stride: sums_stride,
-                            layer: self.layer,
-                            out_block,
-                            in_blocks: in_blocks.start + part.start..in_blocks.start + part.end,
-                            grad_weight: self.grad_weight,
-                            transform: PhantomData,
-                        });
+                        let in_blocks = in_blocks.start + part.start..in_blocks.start + part.end;
+                        self.transform_sums(sums, sums_stride, out_block, in_blocks);
                     }
                 }
             });
         }
+    }
+
+    /// ∂g of the channels whose sums ∂U these are; no two calls that run at once share (output block, input blocks).
+    fn transform_sums(&self, sums: &[Block], stride: usize, out_block: usize, in_blocks: Range<usize>) {
+        self.settings.instructions.run(FilterGradients::<V::FilterGradient, A> {
+            sums,
+            stride,
+            layer: self.layer,
+            out_block,
+            in_blocks,
+            grad_weight: self.grad_weight,
+            transform: PhantomData,
+        });
     }
 
     /// V of one strip and block of input channels, to the planes' tiles from `first` on, which no other call has.
