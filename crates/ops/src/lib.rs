@@ -5,7 +5,9 @@
 //! kernels of `dsd-kernels`) and f64 (plain reference). Tensors are `[N,C,H,W]`, inputs may be strided.
 //!
 //! Allocation: a training step allocates and frees hundreds of megabytes; a program that trains should tell its
-//! allocator to keep freed memory (the `dsd` program does). This crate sets no allocator.
+//! allocator to keep freed memory, and start with `CANDLE_BARRIER_POOL_SPIN_LIMIT=1` in its environment, because the
+//! threads of candle's elementwise operations otherwise spin for a third of a millisecond on the processors that the next
+//! operation needs. The `dsd` program does both; this crate neither sets an allocator nor a variable.
 
 pub mod check;
 mod error;
