@@ -39,7 +39,7 @@ impl Limits {
     pub(super) const DEFAULT: Self = Self {
         few_tile_blocks: 16 * MEGABYTE,
         many_filter_blocks: 4 * MEGABYTE,
-        held_filter_blocks: 32 * MEGABYTE,
+        held_filter_blocks: 16 * MEGABYTE,
         round_blocks: 16 * MEGABYTE,
         round_tiles: [64, 256],
         part_blocks: 4,
