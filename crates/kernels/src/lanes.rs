@@ -26,9 +26,9 @@ pub(crate) trait Lanes: Copy {
     fn mul(self, factor: Self) -> Self;
     /// `self · factor + addend`, rounded once where the processor can.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// The even ones of sixteen values, in order.
-    fn evens(low: Self, high: Self) -> Self;
-    /// The values of `even` and `odd` in turn: sixteen.
+    /// The even ones of sixteen values, in order, and the odd ones.
+    fn separate(low: Self, high: Self) -> [Self; 2];
+    /// The values of `even` and `odd` in turn: sixteen. Undoes `separate`.
     fn alternate(even: Self, odd: Self) -> [Self; 2];
     /// The sums of the eight values of each of four vectors.
     fn sums(four: [Self; 4]) -> [f32; 4];
@@ -143,8 +143,8 @@ impl Lanes for [f32; WIDTH] {
         self.mul(factor).add(addend)
     }
     #[inline(always)]
-    fn evens(low: Self, high: Self) -> Self {
-        [low[0], low[2], low[4], low[6], high[0], high[2], high[4], high[6]]
+    fn separate([a, b, c, d, e, f, g, h]: Self, [i, j, k, l, m, n, o, p]: Self) -> [Self; 2] {
+        [[a, c, e, g, i, k, m, o], [b, d, f, h, j, l, n, p]]
     }
     #[inline(always)]
     fn alternate(even: Self, odd: Self) -> [Self; 2] {
@@ -209,12 +209,13 @@ impl Lanes for Avx2 {
         Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
     }
     #[inline(always)]
-    fn evens(low: Self, high: Self) -> Self {
+    fn separate(low: Self, high: Self) -> [Self; 2] {
         // SAFETY: as above.
         unsafe {
             // 0 2 and 8 10 next to each other, 4 6 and 12 14: then the middle pairs change places.
-            let pairs = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(low.0, high.0));
-            Self(_mm256_castpd_ps(_mm256_permute4x64_pd::<0xD8>(pairs)))
+            let evens = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(low.0, high.0));
+            let odds = _mm256_castps_pd(_mm256_shuffle_ps::<0xDD>(low.0, high.0));
+            [evens, odds].map(|pairs| Self(_mm256_castpd_ps(_mm256_permute4x64_pd::<0xD8>(pairs))))
         }
     }
     #[inline(always)]

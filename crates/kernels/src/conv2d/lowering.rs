@@ -4,6 +4,8 @@
 //! its zero border and, for strides, with its rows and columns sorted by remainder ([`Border`]), that is the sum of three
 //! offsets, and neighbouring output pixels read neighbouring elements.
 
+use std::ops::Range;
+
 use super::Conv2dShape;
 use crate::gemm::PANEL_COLUMNS;
 use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
@@ -24,6 +26,8 @@ pub(super) struct Border {
     part: [usize; 2],
     /// Which (row, column) remainders are ever read.
     used: Vec<bool>,
+    /// Where the columns of each remainder go.
+    columns: Vec<Columns>,
 }
 
 impl Border {
@@ -44,7 +48,8 @@ impl Border {
         for tap in taps {
             used[tap[0] % stride[0] * stride[1] + tap[1] % stride[1]] = true;
         }
-        Self { size, before, stride, part, used }
+        let columns = (0..stride[1]).map(|rest| Columns::new(size[1], before[1], stride[1], part[1], rest)).collect();
+        Self { size, before, stride, part, used, columns }
     }
 
     /// Elements of the copy of one plane.
@@ -68,56 +73,131 @@ impl Border {
         self.before == [0, 0] && self.stride == [1, 1] && self.part[1] == self.size[1] && self.part[0] <= self.size[0]
     }
 
-    /// Copies one plane. Sub-planes that are never read keep their old contents.
-    pub(super) fn copy_plane(&self, plane: &[f32], copy: &mut [f32]) {
-        self.copy_rows(plane, 0, copy);
+    /// Copies what the outputs read whose first row is `first_row`. Sub-planes that are never read keep their old
+    /// contents.
+    pub(super) fn copy_rows(&self, plane: &[f32], first_row: usize, copy: &mut [f32]) {
+        Instructions::detect().run(CopyPlane { border: self, first_row, plane, edges: true, copy });
     }
 
-    /// Copies what the outputs read whose first row is `first_row`, instead of row 0.
-    pub(super) fn copy_rows(&self, plane: &[f32], first_row: usize, copy: &mut [f32]) {
-        Instructions::detect().run(CopyPlane { border: self, first_row: first_row * self.stride[0], plane, copy });
+    /// Copies what all outputs read to a copy whose edges are zero already, as in one that was filled with zeros before
+    /// the first plane.
+    pub(super) fn copy_inside(&self, plane: &[f32], copy: &mut [f32]) {
+        Instructions::detect().run(CopyPlane { border: self, first_row: 0, plane, edges: false, copy });
+    }
+}
+
+/// The columns of one remainder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Columns {
+    /// Those places of a row of the sub-plane that lie inside of the plane,
+    places: Range<usize>,
+    /// and the column of the plane at the first of them.
+    from: usize,
+}
+
+impl Columns {
+    fn new(width: usize, before: usize, stride: usize, part_width: usize, rest: usize) -> Self {
+        let start = before.saturating_sub(rest).div_ceil(stride).min(part_width);
+        let end = (width + before).saturating_sub(rest).div_ceil(stride).clamp(start, part_width);
+        Self { places: start..end, from: (start * stride + rest).saturating_sub(before) }
     }
 }
 
 struct CopyPlane<'a> {
     border: &'a Border,
-    /// The row of the border that comes first.
+    /// The row of the output that comes first.
     first_row: usize,
     plane: &'a [f32],
+    /// Whether zeros are written around what is copied.
+    edges: bool,
     copy: &'a mut [f32],
 }
 
 impl Stage for CopyPlane<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Border {
-            size: [height, width], before, stride: [row_stride, stride], part: [part_rows, part_width], ..
-        } = *self.border;
-        let parts = self.copy.chunks_exact_mut(part_rows * part_width);
-        for (index, part) in parts.enumerate() {
-            if !self.border.used[index] {
-                continue;
+        let Border { size: [height, width], before: [before, _], stride: [row_stride, stride], .. } = *self.border;
+        let Border { part: [part_rows, part_width], ref used, ref columns, .. } = *self.border;
+        let part_len = part_rows * part_width;
+        // Rows of the border.
+        let rows = self.first_row * row_stride..(self.first_row + part_rows) * row_stride;
+        let inside = rows.start.max(before)..rows.end.min(height + before);
+        if self.edges {
+            for (index, part) in self.copy.chunks_exact_mut(part_len).enumerate().filter(|&(index, _)| used[index]) {
+                let of_rest = |row: usize| (row - rows.start).saturating_sub(index / stride).div_ceil(row_stride);
+                let inside = of_rest(inside.start)..of_rest(inside.end.max(inside.start));
+                zero_edges::<L>(part, part_width, [&inside, &columns[index % stride].places]);
             }
-            let (row_rest, rest) = (index / stride, index % stride);
-            // Column t of the part is column t·s + rest − before of the plane.
-            let first = before[1].saturating_sub(rest).div_ceil(stride).min(part_width);
-            let end = (width + before[1]).saturating_sub(rest).div_ceil(stride).clamp(first, part_width);
-            for (row, out) in part.chunks_exact_mut(part_width).enumerate() {
-                let source = (self.first_row + row * row_stride + row_rest).wrapping_sub(before[0]);
-                if source >= height || first == end {
-                    out.fill(0.0);
-                    continue;
-                }
-                let source = &self.plane[source * width..(source + 1) * width];
-                // The edges by whole vectors, where they do not reach further: what lies inside is written after them.
-                if part_width >= WIDTH && first <= WIDTH && part_width - end <= WIDTH {
-                    L::zero().store_some(out);
-                    L::zero().store_some(&mut out[part_width - WIDTH..]);
-                } else {
-                    out.fill(0.0);
-                }
-                every::<L>(&source[first * stride + rest - before[1]..], stride, &mut out[first..end]);
+        }
+        // Rows in the order of the plane: so the processor fetches ahead what is farther away.
+        let first = inside.start - rows.start;
+        let sources = self.plane[(inside.start - before) * width..].chunks_exact(width).take(inside.len());
+        let group = stride * part_len;
+        let mut rest = first % row_stride;
+        let mut line = rest * group + first / row_stride * part_width;
+        let mut next = move || {
+            let this = line;
+            (rest, line) = (rest + 1, line + group);
+            if rest == row_stride {
+                (rest, line) = (0, line + part_width - row_stride * group);
             }
+            this
+        };
+        match columns.as_slice() {
+            [all] => {
+                for source in sources {
+                    let line = next();
+                    let out = &mut self.copy[line + all.places.start..line + all.places.end];
+                    copy_row::<L>(&source[all.from..], out);
+                }
+            }
+            [zero, one] if used.iter().all(|used| *used) => {
+                // Both remainders from the same loads: one has the even columns of the plane, one the odd ones.
+                for source in sources {
+                    let (zero_part, one_part) = self.copy[next()..].split_at_mut(part_len);
+                    let zero_part = &mut zero_part[zero.places.start..zero.places.end];
+                    let one_part = &mut one_part[one.places.start..one.places.end];
+                    if zero.from == 0 {
+                        separate::<L>(source, zero_part, one_part);
+                    } else {
+                        separate::<L>(source, one_part, zero_part);
+                    }
+                }
+            }
+            _ => {
+                for source in sources {
+                    let line = next();
+                    for (index, column) in columns.iter().enumerate() {
+                        let from = line + index * part_len;
+                        if used[from / part_len] && !column.places.is_empty() {
+                            let out = &mut self.copy[from + column.places.start..from + column.places.end];
+                            every::<L>(&source[column.from..], stride, out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Zeros around the `inside` rows and columns of a plane, and perhaps in them.
+#[inline(always)]
+fn zero_edges<L: Lanes>(plane: &mut [f32], width: usize, [rows, columns]: [&Range<usize>; 2]) {
+    let (above, rest) = plane.split_at_mut(rows.start * width);
+    let (between, below) = rest.split_at_mut(rows.len() * width);
+    above.fill(0.0);
+    below.fill(0.0);
+    if columns.len() == width {
+        return;
+    }
+    let after = width - columns.end;
+    for line in between.chunks_exact_mut(width) {
+        // By whole vectors, where they reach all of it.
+        if width >= WIDTH && columns.start <= WIDTH && after <= WIDTH {
+            L::zero().store_some(line);
+            L::zero().store_some(&mut line[width - WIDTH..]);
+        } else {
+            line.fill(0.0);
         }
     }
 }
@@ -156,33 +236,66 @@ pub(super) fn pack_pixels(elements: &[f32], sources: &[usize], offsets: &[usize]
     }
 }
 
+/// out[t] = source[t].
+#[inline(always)]
+fn copy_row<L: Lanes>(source: &[f32], out: &mut [f32]) {
+    for (out, source) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(source.as_chunks::<WIDTH>().0) {
+        L::load(source).store(out);
+    }
+    let (len, rest) = (out.len(), out.len() % WIDTH);
+    if rest > 0 && len >= WIDTH {
+        // The last vector overlaps the one before it.
+        L::load_some(&source[len - WIDTH..len]).store_some(&mut out[len - WIDTH..]);
+    } else if rest > 0 {
+        out.copy_from_slice(&source[..len]);
+    }
+}
+
 /// out[t] = source[t · stride].
 #[inline(always)]
 fn every<L: Lanes>(source: &[f32], stride: usize, out: &mut [f32]) {
     // Outputs whose vectors lie inside of the source.
-    let len = if stride <= 2 { out.len().min(source.len() / stride) } else { 0 };
-    let whole = &mut out[..len];
-    if stride == 1 {
-        for (out, source) in whole.as_chunks_mut::<WIDTH>().0.iter_mut().zip(source.as_chunks::<WIDTH>().0) {
-            L::load(source).store(out);
-        }
-    } else {
-        let pairs = source.as_chunks::<WIDTH>().0.as_chunks::<2>().0;
-        for (out, [low, high]) in whole.as_chunks_mut::<WIDTH>().0.iter_mut().zip(pairs) {
-            L::evens(L::load(low), L::load(high)).store(out);
-        }
-    }
-    let mut done = len / WIDTH * WIDTH;
-    if done < len && len >= WIDTH {
+    let len = if stride == 2 { out.len().min(source.len() / 2) } else { 0 };
+    let mut done = 0;
+    while done < len && len >= WIDTH {
         // The last vector overlaps the one before it.
-        let source = &source[(len - WIDTH) * stride..];
-        let low = L::load_some(source);
-        let values = if stride == 1 { low } else { L::evens(low, L::load_some(&source[WIDTH..])) };
-        values.store_some(&mut out[len - WIDTH..]);
-        done = len;
+        let start = done.min(len - WIDTH);
+        let source = &source[2 * start..2 * (start + WIDTH)];
+        let [values, _] = L::separate(L::load_some(source), L::load_some(&source[WIDTH..]));
+        values.store_some(&mut out[start..start + WIDTH]);
+        done = start + WIDTH;
     }
     for index in done..out.len() {
         out[index] = source[index * stride];
+    }
+}
+
+/// evens[t] = source[2t] and odds[t] = source[2t + 1].
+#[inline(always)]
+fn separate<L: Lanes>(source: &[f32], evens: &mut [f32], odds: &mut [f32]) {
+    let both = evens.len().min(odds.len()).min(source.len() / 2);
+    let pairs = source.as_chunks::<WIDTH>().0.as_chunks::<2>().0;
+    let vectors = evens[..both].as_chunks_mut::<WIDTH>().0.iter_mut().zip(odds[..both].as_chunks_mut::<WIDTH>().0);
+    for ((evens, odds), [low, high]) in vectors.zip(pairs) {
+        let [even, odd] = L::separate(L::load(low), L::load(high));
+        even.store(evens);
+        odd.store(odds);
+    }
+    let mut done = both / WIDTH * WIDTH;
+    if done < both && both >= WIDTH {
+        // The last vectors overlap those before them.
+        let start = both - WIDTH;
+        let source = &source[2 * start..2 * both];
+        let [even, odd] = L::separate(L::load_some(source), L::load_some(&source[WIDTH..]));
+        even.store_some(&mut evens[start..both]);
+        odd.store_some(&mut odds[start..both]);
+        done = both;
+    }
+    for (out, value) in evens[done..].iter_mut().zip(source[2 * done..].iter().step_by(2)) {
+        *out = *value;
+    }
+    for (out, value) in odds[done..].iter_mut().zip(source.iter().skip(2 * done + 1).step_by(2)) {
+        *out = *value;
     }
 }
 

@@ -22,8 +22,14 @@ use places::{Places, Stacks, overlapping};
 use products::{Factors, Products, StackedProducts};
 use sums::{StackedSums, Sums, Tap};
 
-/// Planes per task.
-const PLANES: usize = 4;
+/// Elements per task, of as many whole planes, if those are not more than [`MOST_PLANES`].
+const ELEMENTS: usize = 32 << 10;
+const MOST_PLANES: usize = 32;
+
+/// Planes of `len` elements per task.
+fn planes_per_task(len: usize) -> usize {
+    (ELEMENTS / len.max(1)).clamp(1, MOST_PLANES)
+}
 
 /// True where this algorithm can compute the shape.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {
@@ -89,11 +95,13 @@ pub(super) fn forward(
     let (plane, out_plane) = (shape.in_height * shape.in_width, out[0] * out[1]);
     let multiplier = shape.group_out_channels();
     let planes = shape.batch * shape.in_channels;
+    let per_task = planes_per_task(plane);
     let y = Shared::new(y);
-    for_each_task(planes.div_ceil(PLANES), |task| {
+    for_each_task(planes.div_ceil(per_task), |task| {
         with_buffer(border.plane_len() + WIDTH, |copy| {
-            for index in task * PLANES..((task + 1) * PLANES).min(planes) {
-                border.copy_plane(&x[index * plane..(index + 1) * plane], &mut copy[..border.plane_len()]);
+            copy.fill(0.0);
+            for index in task * per_task..((task + 1) * per_task).min(planes) {
+                border.copy_inside(&x[index * plane..(index + 1) * plane], &mut copy[..border.plane_len()]);
                 let (n, c) = (index / shape.in_channels, index % shape.in_channels);
                 for k in c * multiplier..(c + 1) * multiplier {
                     let factors = &weight[k * shape.taps()..(k + 1) * shape.taps()];
@@ -136,15 +144,17 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
     let multiplier = shape.group_out_channels();
     let planes = shape.batch * shape.in_channels;
     let instructions = Instructions::detect();
+    let per_task = planes_per_task(plane);
     let grad_x = Shared::new(grad_x);
-    for_each_task(planes.div_ceil(PLANES), |task| {
+    for_each_task(planes.div_ceil(per_task), |task| {
         let mut taps = vec![Vec::new(); stride];
         with_buffer(multiplier * border.plane_len() + WIDTH, |copies| {
-            for index in task * PLANES..((task + 1) * PLANES).min(planes) {
+            copies.fill(0.0);
+            for index in task * per_task..((task + 1) * per_task).min(planes) {
                 let (n, c) = (index / shape.in_channels, index % shape.in_channels);
                 for (copy, k) in copies.chunks_exact_mut(border.plane_len()).zip(c * multiplier..(c + 1) * multiplier) {
                     let from = (n * shape.out_channels + k) * out_plane;
-                    border.copy_plane(&grad_y[from..from + out_plane], copy);
+                    border.copy_inside(&grad_y[from..from + out_plane], copy);
                 }
                 #[allow(unsafe_code, reason = "tasks write disjoint planes")]
                 // SAFETY: each plane belongs to one task.
@@ -178,11 +188,14 @@ fn each_plane(
 ) {
     let (plane, out_plane) = (shape.in_height * shape.in_width, shape.out_height() * shape.out_width());
     let planes = shape.batch * shape.in_channels;
+    let per_task = planes_per_task(plane);
     let grad_x = Shared::new(grad_x);
-    for_each_task(planes.div_ceil(PLANES), |task| {
+    for_each_task(planes.div_ceil(per_task), |task| {
         with_buffer(border.plane_len() + WIDTH, |copy| {
-            for index in task * PLANES..((task + 1) * PLANES).min(planes) {
-                border.copy_plane(&grad_y[index * out_plane..(index + 1) * out_plane], &mut copy[..border.plane_len()]);
+            copy.fill(0.0);
+            for index in task * per_task..((task + 1) * per_task).min(planes) {
+                border
+                    .copy_inside(&grad_y[index * out_plane..(index + 1) * out_plane], &mut copy[..border.plane_len()]);
                 let filter = &weight[index % shape.in_channels * shape.taps()..][..shape.taps()];
                 let turned: Vec<f32> = filter.iter().rev().copied().collect();
                 #[allow(unsafe_code, reason = "tasks write disjoint planes")]
@@ -212,18 +225,18 @@ pub(super) fn backward_weight(
     let (plane, out_plane) = (shape.in_height * shape.in_width, out[0] * out[1]);
     let multiplier = shape.group_out_channels();
     let filter = offsets.len();
-    let per_task = PLANES.div_ceil(shape.batch);
+    let per_task = planes_per_task(plane).div_ceil(shape.batch);
     let grad_weight = Shared::new(grad_weight);
     for_each_task(shape.in_channels.div_ceil(per_task), |task| {
         let mut sums = vec![0f64; multiplier * filter];
         with_buffer(border.plane_len() + WIDTH, |copy| {
-            // Elements that are read but multiplied by zero must not be NaN.
+            // The edges, and elements that are read but multiplied by zero and must not be NaN.
             copy.fill(0.0);
             for c in task * per_task..((task + 1) * per_task).min(shape.in_channels) {
                 sums.fill(0.0);
                 for n in 0..shape.batch {
                     let from = (n * shape.in_channels + c) * plane;
-                    border.copy_plane(&x[from..from + plane], &mut copy[..border.plane_len()]);
+                    border.copy_inside(&x[from..from + plane], &mut copy[..border.plane_len()]);
                     for (k, sums) in sums.chunks_exact_mut(filter).enumerate() {
                         let from = (n * shape.out_channels + c * multiplier + k) * out_plane;
                         let factors = Factors { grad: &grad_y[from..from + out_plane], width: out[1], copy };

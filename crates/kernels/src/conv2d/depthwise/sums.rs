@@ -113,36 +113,53 @@ pub(super) struct StackedSums<'a, const HEIGHT: usize> {
     pub(super) out: &'a mut [MaybeUninit<f32>],
 }
 
-#[allow(unsafe_code, reason = "a bound that is asserted once")]
 impl<const HEIGHT: usize> Stage for StackedSums<'_, HEIGHT> {
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let Stacks { top, pitch, rise, .. } = self.stacks;
+    fn run<L: Lanes>(mut self) {
+        let Stacks { top, pitch, .. } = self.stacks;
         if top.list.is_empty() {
             return;
         }
         let below = (HEIGHT + STACK - 2) * pitch;
         assert!(top.reach + self.columns.iter().max().unwrap_or(&0) + below + WIDTH <= self.copy.len());
-        for place in &top.list {
-            let mut sums = [L::splat(self.start); STACK];
-            for (x, column) in self.columns.iter().enumerate() {
-                let mut factors = [L::zero(); HEIGHT];
-                for tap in 0..HEIGHT {
-                    factors[tap] = L::splat(self.factors[tap * self.columns.len() + x]);
-                }
-                for row in 0..HEIGHT + STACK - 1 {
-                    // SAFETY: asserted above for the largest place, column and row.
-                    let values = unsafe { load_at::<L>(self.copy, place.from + column + row * pitch) };
+        // Two stacks share their factors, and one is added to while the other waits for its sums.
+        let (pairs, rest) = top.list.as_chunks::<2>();
+        for pair in pairs {
+            self.stacks::<L, 2>(pair);
+        }
+        for place in rest {
+            self.stacks::<L, 1>(&[*place]);
+        }
+    }
+}
+
+impl<const HEIGHT: usize> StackedSums<'_, HEIGHT> {
+    #[allow(unsafe_code, reason = "a bound that is asserted once")]
+    #[inline(always)]
+    fn stacks<L: Lanes, const COUNT: usize>(&mut self, places: &[Place; COUNT]) {
+        let Stacks { pitch, rise, .. } = self.stacks;
+        let mut sums = [[L::splat(self.start); STACK]; COUNT];
+        for (x, column) in self.columns.iter().enumerate() {
+            let mut factors = [L::zero(); HEIGHT];
+            for tap in 0..HEIGHT {
+                factors[tap] = L::splat(self.factors[tap * self.columns.len() + x]);
+            }
+            for row in 0..HEIGHT + STACK - 1 {
+                for index in 0..COUNT {
+                    // SAFETY: asserted in `run` for the largest place, column and row.
+                    let values = unsafe { load_at::<L>(self.copy, places[index].from + column + row * pitch) };
                     for tap in 0..HEIGHT {
                         if tap <= row && row - tap < STACK {
-                            sums[row - tap] = values.mul_add(factors[tap], sums[row - tap]);
+                            sums[index][row - tap] = values.mul_add(factors[tap], sums[index][row - tap]);
                         }
                     }
                 }
             }
-            for index in 0..STACK {
-                let to = place.to + index * rise;
-                sums[index].write_some(&mut self.out[to..to + self.width.min(WIDTH)]);
+        }
+        for index in 0..COUNT {
+            for row in 0..STACK {
+                let to = places[index].to + row * rise;
+                sums[index][row].write_some(&mut self.out[to..to + self.width.min(WIDTH)]);
             }
         }
     }
