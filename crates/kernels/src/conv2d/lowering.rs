@@ -119,15 +119,18 @@ impl Stage for CopyPlane<'_> {
         let Border { size: [height, width], before: [before, _], stride: [row_stride, stride], .. } = *self.border;
         let Border { part: [part_rows, part_width], ref used, ref columns, .. } = *self.border;
         let part_len = part_rows * part_width;
-        // Rows of the border.
+        // Rows of the border, and those of them that the plane has.
         let rows = self.first_row * row_stride..(self.first_row + part_rows) * row_stride;
-        let inside = rows.start.max(before)..rows.end.min(height + before);
+        let inside = before.clamp(rows.start, rows.end)..(height + before).clamp(rows.start, rows.end);
         if self.edges {
             for (index, part) in self.copy.chunks_exact_mut(part_len).enumerate().filter(|&(index, _)| used[index]) {
                 let of_rest = |row: usize| (row - rows.start).saturating_sub(index / stride).div_ceil(row_stride);
-                let inside = of_rest(inside.start)..of_rest(inside.end.max(inside.start));
+                let inside = of_rest(inside.start)..of_rest(inside.end);
                 zero_edges::<L>(part, part_width, [&inside, &columns[index % stride].places]);
             }
+        }
+        if inside.is_empty() {
+            return;
         }
         // Rows in the order of the plane: so the processor fetches ahead what is farther away.
         let first = inside.start - rows.start;

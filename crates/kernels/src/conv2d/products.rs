@@ -18,6 +18,8 @@ use crate::parallel::{Shared, for_each_task};
 const REGION_OUTPUTS: usize = 64 << 10;
 /// if that is between these many pixels.
 const REGION_PIXELS: [usize; 2] = [192, 1024];
+/// Elements of the copy of a region at most, for the same reason.
+const REGION_COPY: usize = 32 << 10;
 /// Regions that a pass should have at least, if they would have this many pixels.
 const REGIONS: usize = 8;
 const FEW_PIXELS: usize = 48;
@@ -104,7 +106,9 @@ impl<'a> Regions<'a> {
     /// For `rows` rows of products, each from at most `taps` taps.
     pub(super) fn for_products(planes: Planes<'a>, reading: Reading<'_>, rows: usize, taps: usize) -> Self {
         let block = (PACKED_ROWS / taps).clamp(1, planes.channels);
-        let pixels = (REGION_OUTPUTS / rows.max(block)).clamp(REGION_PIXELS[0], REGION_PIXELS[1]);
+        let copied = block * reading.stride[0] * reading.stride[1];
+        let most = (REGION_OUTPUTS / rows.max(block)).min(REGION_COPY / copied);
+        let pixels = most.clamp(REGION_PIXELS[0], REGION_PIXELS[1]);
         let pixels = pixels.min((planes.batch * reading.out[0] * reading.out[1] / REGIONS).max(FEW_PIXELS));
         Self::new(planes, reading, block, pixels)
     }
