@@ -153,22 +153,22 @@ fn interleaved(
                 }
             }
             let mut parts = vec![&[][..]; stride_columns];
-            let pixels = region.images.flat_map(|image| region.rows.clone().map(move |row| (image, row)));
-            for (place, (image, class_row)) in pixels.enumerate() {
-                for rest_row in 0..stride_rows {
-                    let row = class_row * stride_rows + rest_row;
-                    if row >= shape.in_height {
-                        continue;
-                    }
-                    for c in 0..channels {
-                        let channel = image * shape.in_channels + group * channels + c;
+            // Channel by channel, so that rows are written in their order.
+            let channels = region.images.clone().flat_map(|image| (0..channels).map(move |c| (image, c)));
+            for (image, c) in channels {
+                for class_row in region.rows.clone() {
+                    let place = (image - region.images.start) * region.rows.len() + class_row - region.rows.start;
+                    for rest_row in 0..stride_rows.min(shape.in_height - class_row * stride_rows) {
+                        let row = class_row * stride_rows + rest_row;
+                        let channel = image * shape.in_channels + group * shape.group_in_channels() + c;
                         let from = (channel * shape.in_height + row) * shape.in_width;
                         #[allow(unsafe_code, reason = "tasks write disjoint rows")]
                         // SAFETY: a class row belongs to one task, so this input row does.
                         let out = unsafe { grad_x.part(from, shape.in_width) };
                         for (rest, part) in parts.iter_mut().enumerate() {
                             let class = rest_row * stride_columns + rest;
-                            *part = &buffer[(class * channels + c) * count + place * class_width..][..class_width];
+                            let from = (class * shape.group_in_channels() + c) * count + place * class_width;
+                            *part = &buffer[from..][..class_width];
                         }
                         instructions.run(Interleave { parts: &parts, out });
                     }

@@ -44,29 +44,27 @@ struct PlaneSums {
     /// The offset of each tap, row by row of the kernel.
     offsets: Vec<usize>,
     stacks: Stacks,
-    width: usize,
 }
 
 impl PlaneSums {
     /// Of `out` rows and columns that read a `border`'s copy at `offsets`.
     fn new(shape: &Conv2dShape, border: &Border, offsets: Vec<usize>, [rows, width]: [usize; 2]) -> Self {
         let stacks = stacks(shape, border, [rows, width], &overlapping(width), true);
-        Self { instructions: Instructions::detect(), kernel: shape.kernel, offsets, stacks, width }
+        Self { instructions: Instructions::detect(), kernel: shape.kernel, offsets, stacks }
     }
 
     /// Writes start + Σ over t of factors\[t\] · copy\[offsets\[t\]..\] to all of `out`.
     fn run(&self, copy: &[f32], factors: &[f32], start: f32, out: &mut [MaybeUninit<f32>]) {
-        let Self { stacks, width, .. } = self;
-        let (columns, width) = (&self.offsets[..self.kernel[1]], *width);
+        let (columns, stacks) = (&self.offsets[..self.kernel[1]], &self.stacks);
         match self.kernel[0] {
-            3 => self.instructions.run(StackedSums::<3> { copy, columns, factors, start, stacks, width, out }),
-            5 => self.instructions.run(StackedSums::<5> { copy, columns, factors, start, stacks, width, out }),
+            3 => self.instructions.run(StackedSums::<3> { copy, columns, factors, start, stacks, out }),
+            5 => self.instructions.run(StackedSums::<5> { copy, columns, factors, start, stacks, out }),
             _ => {}
         }
         if !stacks.single.list.is_empty() {
             let taps = self.offsets.iter().zip(factors).map(|(&offset, &factor)| Tap { offset, factor });
             let taps = [taps.collect()];
-            self.instructions.run(Sums { copy, taps: &taps, start, places: &stacks.single, width, out });
+            self.instructions.run(Sums { copy, taps: &taps, start, places: &stacks.single, out });
         }
     }
 }
@@ -135,7 +133,7 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
     let places: Vec<Places> = (0..stride_rows)
         .map(|rest| {
             let rows = (shape.in_height - rest.min(shape.in_height)).div_ceil(stride_rows);
-            Places::new(0..rows, &starts, border.row_step(), |row, column| {
+            Places::new(0..rows, &starts, border.row_step(), width, |row, column| {
                 (row * stride_rows + rest) * width + column * stride
             })
         })
@@ -170,7 +168,7 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
                             }));
                         }
                     }
-                    instructions.run(Sums { copy: copies, taps: &taps, start: 0.0, places, width, out });
+                    instructions.run(Sums { copy: copies, taps: &taps, start: 0.0, places, out });
                 }
             }
         });
@@ -239,7 +237,7 @@ pub(super) fn backward_weight(
                     border.copy_inside(&x[from..from + plane], &mut copy[..border.plane_len()]);
                     for (k, sums) in sums.chunks_exact_mut(filter).enumerate() {
                         let from = (n * shape.out_channels + c * multiplier + k) * out_plane;
-                        let factors = Factors { grad: &grad_y[from..from + out_plane], width: out[1], copy };
+                        let factors = Factors { grad: &grad_y[from..from + out_plane], copy };
                         let stacks = &stacks;
                         match shape.kernel[0] {
                             3 => instructions.run(StackedProducts::<3> { factors, stacks, columns, sums }),

@@ -10,8 +10,10 @@ pub(super) const STACK: usize = 4;
 pub(super) struct Place {
     /// Where it reads at offset 0.
     pub(super) from: usize,
-    /// Where its first element lies in the plane that is written, or whose gradient is read.
+    /// Where its first element lies in the plane that is written, or whose gradient is read,
     pub(super) to: usize,
+    /// and how many elements its row has from there on.
+    pub(super) room: usize,
 }
 
 /// The vectors of some rows.
@@ -22,16 +24,22 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Vectors at the columns `starts` of `rows`: (row, column) reads at row · `step` + column.
+    /// Vectors at the columns `starts` of `rows`: (row, column) reads at row · `step` + column, and lies at `to` in a
+    /// plane `width` wide.
     pub(super) fn new(
         rows: impl IntoIterator<Item = usize>,
         starts: &[usize],
         step: usize,
+        width: usize,
         to: impl Fn(usize, usize) -> usize,
     ) -> Self {
+        let place = |row: usize, column: usize| {
+            let to = to(row, column);
+            Place { from: row * step + column, to, room: width - to % width }
+        };
         let mut list = Vec::new();
         for row in rows {
-            list.extend(starts.iter().map(|&column| Place { from: row * step + column, to: to(row, column) }));
+            list.extend(starts.iter().map(|&column| place(row, column)));
         }
         let reach = list.iter().map(|place| place.from).max().unwrap_or(0);
         Self { list, reach }
@@ -79,7 +87,7 @@ impl Stacks {
     }
 
     fn of(top: Vec<usize>, single: Vec<usize>, width: usize, starts: &[usize], step: usize, apart: usize) -> Self {
-        let places = |rows| Places::new(rows, starts, step, |row, column| row * width + column);
+        let places = |rows| Places::new(rows, starts, step, width, |row, column| row * width + column);
         Self { top: places(top), single: places(single), pitch: apart * step, rise: apart * width }
     }
 }

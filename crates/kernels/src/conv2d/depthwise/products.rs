@@ -11,16 +11,14 @@ const MOST_TAPS: usize = 9;
 #[derive(Clone, Copy)]
 pub(super) struct Factors<'a> {
     pub(super) grad: &'a [f32],
-    /// Elements of a row of `grad`.
-    pub(super) width: usize,
     pub(super) copy: &'a [f32],
 }
 
 impl Factors<'_> {
-    /// The gradient at `to`: eight elements, or as many as its row still has and zeros.
+    /// The gradient at a place, `below` elements further: eight elements, or as many as its row still has and zeros.
     #[inline(always)]
-    fn grad<L: Lanes>(&self, to: usize) -> L {
-        L::load_some(&self.grad[to..(to / self.width + 1) * self.width])
+    fn grad<L: Lanes>(&self, place: &Place, below: usize) -> L {
+        L::load_some(&self.grad[place.to + below..][..place.room])
     }
 }
 
@@ -60,7 +58,7 @@ impl Stage for Products<'_> {
 fn products<L: Lanes, const TAPS: usize>(factors: Factors<'_>, places: &[Place], offsets: &[usize], sums: &mut [f64]) {
     let mut lanes = [L::zero(); TAPS];
     for place in places {
-        let grad = factors.grad::<L>(place.to);
+        let grad = factors.grad::<L>(place, 0);
         for tap in 0..TAPS {
             // SAFETY: asserted in `run` for the largest place and offset.
             let values = unsafe { load_at::<L>(factors.copy, place.from + offsets[tap]) };
@@ -118,7 +116,7 @@ impl<const HEIGHT: usize> StackedProducts<'_, HEIGHT> {
             for place in places {
                 let mut grads = [L::zero(); STACK];
                 for index in 0..STACK {
-                    grads[index] = self.factors.grad::<L>(place.to + index * rise);
+                    grads[index] = self.factors.grad::<L>(place, index * rise);
                 }
                 for column in 0..COUNT {
                     let from = place.from + self.columns[first + column];

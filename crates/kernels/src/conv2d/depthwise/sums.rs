@@ -6,7 +6,9 @@ use super::places::{Place, Places, STACK, Stacks};
 use crate::lanes::{Lanes, Stage, WIDTH, load_at};
 
 /// Vectors that are summed together: while one waits for its sum, the others are added to.
-const TOGETHER: usize = 4;
+const TOGETHER: usize = 8;
+/// Places whose vectors are, where each has two.
+const PAIRS: usize = TOGETHER / 2;
 
 /// A tap: where it reads, and its factor.
 #[derive(Clone, Copy)]
@@ -23,8 +25,6 @@ pub(super) struct Sums<'a> {
     pub(super) taps: &'a [Vec<Tap>],
     pub(super) start: f32,
     pub(super) places: &'a Places,
-    /// Elements of a row of `out`.
-    pub(super) width: usize,
     pub(super) out: &'a mut [MaybeUninit<f32>],
 }
 
@@ -33,33 +33,40 @@ impl Stage for Sums<'_> {
     fn run<L: Lanes>(mut self) {
         let offsets = self.taps.iter().flatten().map(|tap| tap.offset);
         assert!(self.places.reach + offsets.max().unwrap_or(0) + WIDTH <= self.copy.len());
-        let (groups, rest) = self.places.list.as_chunks::<TOGETHER>();
-        for group in groups {
-            self.places::<L, TOGETHER>(group);
-        }
-        for place in rest {
-            self.places::<L, 1>(&[*place]);
+        match self.taps {
+            [_] => self.all::<L, TOGETHER>(),
+            _ => self.all::<L, PAIRS>(),
         }
     }
 }
 
 impl Sums<'_> {
     #[inline(always)]
+    fn all<L: Lanes, const COUNT: usize>(&mut self) {
+        let (groups, rest) = self.places.list.as_chunks::<COUNT>();
+        for group in groups {
+            self.places::<L, COUNT>(group);
+        }
+        for place in rest {
+            self.places::<L, 1>(&[*place]);
+        }
+    }
+
+    #[inline(always)]
     fn places<L: Lanes, const COUNT: usize>(&mut self, places: &[Place; COUNT]) {
         match self.taps {
             [taps] => {
                 let sums = self.sums::<L, COUNT>(places, taps);
                 for index in 0..COUNT {
-                    let to = places[index].to;
-                    sums[index].write_some(&mut self.out[to..to + self.width.min(WIDTH)]);
+                    let Place { to, room, .. } = places[index];
+                    sums[index].write_some(&mut self.out[to..to + room.min(WIDTH)]);
                 }
             }
             [even, odd] => {
                 let (even, odd) = (self.sums::<L, COUNT>(places, even), self.sums::<L, COUNT>(places, odd));
                 for index in 0..COUNT {
-                    let to = places[index].to;
-                    let end = (to + 2 * WIDTH).min((to / self.width + 1) * self.width);
-                    let out = &mut self.out[to..end];
+                    let Place { to, room, .. } = places[index];
+                    let out = &mut self.out[to..to + room.min(2 * WIDTH)];
                     let [low, high] = L::alternate(even[index], odd[index]);
                     let (first, second) = out.split_at_mut(out.len().min(WIDTH));
                     low.write_some(first);
@@ -72,9 +79,8 @@ impl Sums<'_> {
                     for index in 0..COUNT {
                         let mut values = [0.0; WIDTH];
                         sums[index].store(&mut values);
-                        let to = places[index].to;
-                        let end = (to / self.width + 1) * self.width;
-                        let outs = self.out[to..end].iter_mut().skip(rest).step_by(all.len());
+                        let Place { to, room, .. } = places[index];
+                        let outs = self.out[to..to + room].iter_mut().skip(rest).step_by(all.len());
                         for (out, value) in outs.zip(values) {
                             out.write(value);
                         }
@@ -108,8 +114,6 @@ pub(super) struct StackedSums<'a, const HEIGHT: usize> {
     pub(super) factors: &'a [f32],
     pub(super) start: f32,
     pub(super) stacks: &'a Stacks,
-    /// Elements of a row of `out`.
-    pub(super) width: usize,
     pub(super) out: &'a mut [MaybeUninit<f32>],
 }
 
@@ -158,8 +162,8 @@ impl<const HEIGHT: usize> StackedSums<'_, HEIGHT> {
         }
         for index in 0..COUNT {
             for row in 0..STACK {
-                let to = places[index].to + row * rise;
-                sums[index][row].write_some(&mut self.out[to..to + self.width.min(WIDTH)]);
+                let Place { to, room, .. } = places[index];
+                sums[index][row].write_some(&mut self.out[to + row * rise..][..room.min(WIDTH)]);
             }
         }
     }
