@@ -32,8 +32,25 @@ pub(crate) trait Lanes: Copy {
     fn alternate(even: Self, odd: Self) -> [Self; 2];
     /// The sums of the eight values of each of four vectors.
     fn sums(four: [Self; 4]) -> [f32; 4];
+    /// Column j of eight rows of four becomes vector j.
+    fn load_four_columns(rows: [&[f32; 4]; WIDTH]) -> [Self; 4];
+
     /// Column j of eight rows becomes vector j.
-    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH];
+    #[inline(always)]
+    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
+        let mut columns = [Self::zero(); WIDTH];
+        for half in 0..2 {
+            let mut four = [&[0.0; 4]; WIDTH];
+            for row in 0..WIDTH {
+                four[row] = &rows[row].as_chunks::<4>().0[half];
+            }
+            let four = Self::load_four_columns(four);
+            for column in 0..4 {
+                columns[4 * half + column] = four[column];
+            }
+        }
+        columns
+    }
 
     /// Eight zeros.
     #[inline(always)]
@@ -160,7 +177,7 @@ impl Lanes for [f32; WIDTH] {
         four.map(|[a, b, c, d, e, f, g, h]| ((a + c) + (b + d)) + ((e + g) + (f + h)))
     }
     #[inline(always)]
-    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
+    fn load_four_columns(rows: [&[f32; 4]; WIDTH]) -> [Self; 4] {
         std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
     }
 }
@@ -241,30 +258,27 @@ impl Lanes for Avx2 {
         sums
     }
     #[inline(always)]
-    fn load_columns(rows: [&[f32; WIDTH]; WIDTH]) -> [Self; WIDTH] {
-        let mut columns = [Self::zero(); WIDTH];
-        for half in 0..2 {
-            // The halves of rows that lie four apart, side by side: what is left is to transpose squares of 4 × 4.
-            let mut pairs = [Self::zero(); 4];
-            for row in 0..4 {
-                let [low, high] = [&rows[row].as_chunks::<4>().0[half], &rows[row + 4].as_chunks::<4>().0[half]];
-                // SAFETY: the processor has AVX2 and FMA, see the type; the chunks have four values each.
-                let [low, high] = unsafe { [_mm_loadu_ps(low.as_ptr()), _mm_loadu_ps(high.as_ptr())] };
-                // SAFETY: as above.
-                pairs[row] = Self(unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high) });
-            }
-            let [a, b, c, d] = pairs;
-            // SAFETY: as above; these move values between registers.
-            unsafe {
-                let (ab_low, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
-                let (cd_low, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
-                columns[4 * half] = Self(_mm256_shuffle_ps::<0x44>(ab_low, cd_low));
-                columns[4 * half + 1] = Self(_mm256_shuffle_ps::<0xEE>(ab_low, cd_low));
-                columns[4 * half + 2] = Self(_mm256_shuffle_ps::<0x44>(ab_high, cd_high));
-                columns[4 * half + 3] = Self(_mm256_shuffle_ps::<0xEE>(ab_high, cd_high));
-            }
+    fn load_four_columns(rows: [&[f32; 4]; WIDTH]) -> [Self; 4] {
+        // Rows that lie four apart side by side: what is left is to transpose squares of 4 × 4.
+        let mut pairs = [Self::zero(); 4];
+        for row in 0..4 {
+            // SAFETY: the processor has AVX2 and FMA, see the type; the rows have four values each.
+            let [low, high] = unsafe { [_mm_loadu_ps(rows[row].as_ptr()), _mm_loadu_ps(rows[row + 4].as_ptr())] };
+            // SAFETY: as above.
+            pairs[row] = Self(unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high) });
         }
-        columns
+        let [a, b, c, d] = pairs;
+        // SAFETY: as above; these move values between registers.
+        unsafe {
+            let (ab_low, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+            let (cd_low, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+            [
+                Self(_mm256_shuffle_ps::<0x44>(ab_low, cd_low)),
+                Self(_mm256_shuffle_ps::<0xEE>(ab_low, cd_low)),
+                Self(_mm256_shuffle_ps::<0x44>(ab_high, cd_high)),
+                Self(_mm256_shuffle_ps::<0xEE>(ab_high, cd_high)),
+            ]
+        }
     }
 }
 

@@ -47,6 +47,13 @@ impl<'a, T> Shared<'a, T> {
         Self { start, len: self.len - from, borrow: PhantomData }
     }
 
+    /// Where the first `len` elements begin, to write those that are the caller's own.
+    #[inline(always)]
+    pub(crate) fn pointer(&self, len: usize) -> *mut T {
+        assert!(len <= self.len, "{len} of {} elements", self.len);
+        self.start
+    }
+
     /// The part `from..from + len` to write.
     ///
     /// # Safety

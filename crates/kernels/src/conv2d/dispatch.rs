@@ -62,17 +62,20 @@ pub(super) fn choose(task: Task, shape: &Conv2dShape, exact: bool) -> Algorithm 
     match winograd::faster(task, shape) {
         Some(Tile::Two) if !exact => Algorithm::WinogradF2,
         Some(Tile::Four) if !exact => Algorithm::WinogradF4,
+        Some(Tile::Pair) if !exact => Algorithm::WinogradPairs,
         _ => Algorithm::Gemm,
     }
 }
 
 /// The tile of one of Winograd's algorithms that can compute the shape.
 fn tile(algorithm: Algorithm, shape: &Conv2dShape) -> Result<Tile> {
-    match algorithm {
-        Algorithm::WinogradF2 if winograd::computes(shape) => Ok(Tile::Two),
-        Algorithm::WinogradF4 if winograd::computes(shape) => Ok(Tile::Four),
-        other => Err(shape.not_for(other)),
-    }
+    let tile = match algorithm {
+        Algorithm::WinogradF2 => Tile::Two,
+        Algorithm::WinogradF4 => Tile::Four,
+        Algorithm::WinogradPairs => Tile::Pair,
+        other => return Err(shape.not_for(other)),
+    };
+    if winograd::computes(tile, shape) { Ok(tile) } else { Err(shape.not_for(algorithm)) }
 }
 
 /// Writes the output to all of `y`, by any algorithm but the plain formula: the blocks of a product cover all rows and

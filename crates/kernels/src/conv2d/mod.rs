@@ -8,6 +8,7 @@ mod depthwise;
 mod dispatch;
 mod implicit;
 mod input_gradient;
+mod live_taps;
 mod lowering;
 mod outer_products;
 mod products;
@@ -23,6 +24,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::error::check_length;
+use live_taps::LiveTaps;
 pub use shape::Conv2dShape;
 
 static EXACT: AtomicBool = AtomicBool::new(false);
@@ -56,19 +58,22 @@ pub enum Algorithm {
     WinogradF2,
     /// Winograd's F(4×4, 3×3). The same shapes.
     WinogradF4,
+    /// Winograd's F(2×2, 2×2) with kernel and input exchanged: 3×3 kernels with stride 1, one group, padding = dilation, on
+    /// maps of at most 2·dilation rows and columns.
+    WinogradPairs,
 }
 
 impl Algorithm {
     /// The algorithm that f32 outputs and gradients of the input of `shape` are computed by.
     #[must_use]
     pub fn choose(shape: &Conv2dShape) -> Self {
-        dispatch::choose(winograd::Task::Convolution, shape, exact())
+        dispatch::choose(winograd::Task::Convolution, LiveTaps::of(shape).shape(), exact())
     }
 
     /// The algorithm that f32 gradients of the weight of `shape` are computed by.
     #[must_use]
     pub fn choose_weight_gradient(shape: &Conv2dShape) -> Self {
-        dispatch::choose(winograd::Task::WeightGradient, shape, exact())
+        dispatch::choose(winograd::Task::WeightGradient, LiveTaps::of(shape).shape(), exact())
     }
 }
 
@@ -86,7 +91,9 @@ impl Element for f64 {}
 /// [`crate::Error::Param`] for an impossible shape, [`crate::Error::Length`] for a slice that does not have its size.
 pub fn forward<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias: Option<&[T]>, y: &mut [T]) -> Result<()> {
     shape.check()?;
-    forward_with(T::choose(shape), shape, x, weight, bias, y)
+    shape.check_weight("weight", weight.len())?;
+    let live = LiveTaps::of(shape);
+    forward_with(T::choose(live.shape()), live.shape(), x, &live.weight(weight), bias, y)
 }
 
 /// [`forward`] by the algorithm named.
@@ -122,7 +129,8 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
     if let Some(bias) = bias {
         shape.check_bias(bias.len())?;
     }
-    T::forward_vec(shape, x, weight, bias)
+    let live = LiveTaps::of(shape);
+    T::forward_vec(live.shape(), x, &live.weight(weight), bias)
 }
 
 /// The gradient of the input: `weight` [K,C/groups,kh,kw] and `grad_y` `[N,K,Ho,Wo]` give `grad_x` `[N,C,H,W]`, which is
@@ -132,7 +140,9 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
 /// As [`forward`].
 pub fn backward_input<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y: &[T], grad_x: &mut [T]) -> Result<()> {
     shape.check()?;
-    backward_input_with(T::choose(shape), shape, weight, grad_y, grad_x)
+    shape.check_weight("weight", weight.len())?;
+    let live = LiveTaps::of(shape);
+    backward_input_with(T::choose(live.shape()), live.shape(), &live.weight(weight), grad_y, grad_x)
 }
 
 /// [`backward_input`] by the algorithm named.
@@ -161,7 +171,8 @@ pub fn backward_input_vec<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y:
     shape.check()?;
     shape.check_weight("weight", weight.len())?;
     shape.check_output("grad_y", grad_y.len())?;
-    T::backward_input_vec(shape, weight, grad_y)
+    let live = LiveTaps::of(shape);
+    T::backward_input_vec(live.shape(), &live.weight(weight), grad_y)
 }
 
 /// The gradient of the weight: `x` `[N,C,H,W]` and `grad_y` `[N,K,Ho,Wo]` give `grad_weight` [K,C/groups,kh,kw], which is
@@ -171,7 +182,10 @@ pub fn backward_input_vec<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y:
 /// As [`forward`].
 pub fn backward_weight<T: Element>(shape: &Conv2dShape, x: &[T], grad_y: &[T], grad_weight: &mut [T]) -> Result<()> {
     shape.check()?;
-    backward_weight_with(T::choose_weight_gradient(shape), shape, x, grad_y, grad_weight)
+    shape.check_weight("grad_weight", grad_weight.len())?;
+    LiveTaps::of(shape).gradient(grad_weight, |shape, grad_weight| {
+        backward_weight_with(T::choose_weight_gradient(shape), shape, x, grad_y, grad_weight)
+    })
 }
 
 /// [`backward_weight`] by the algorithm named.

@@ -230,6 +230,50 @@ fn the_chosen_algorithm_agrees_with_the_formula() {
 }
 
 #[test]
+fn the_default_passes_agree_with_the_formula_where_taps_read_nothing_but_padding() {
+    let mut count = 0;
+    for (size, padding, dilation) in [
+        ([9, 12], [9, 12], [9, 12]),
+        ([9, 12], [9, 13], [9, 13]),
+        ([9, 12], [2, 15], [2, 15]),
+        ([9, 12], [5, 7], [5, 7]),
+        ([9, 12], [7, 11], [6, 11]),
+        ([2, 2], [1, 1], [1, 1]),
+        ([1, 30], [4, 1], [3, 2]),
+    ] {
+        for (channels, groups) in [([18, 20], 1), ([6, 6], 6), ([6, 4], 2)] {
+            let input = [2, channels[0], size[0], size[1]];
+            let shape = setting(input, channels[1], [3, 3], [[1, 1], padding, dilation], groups).shape();
+            let mut stream = Stream::new(6, "conv2d", 0, count);
+            let (x, wide_x) = draw(&mut stream, shape.input_len());
+            let (weight, wide_weight) = draw(&mut stream, shape.weight_len());
+            let (grad_y, wide_grad_y) = draw(&mut stream, shape.output_len());
+            let plain = Algorithm::Reference;
+            let mut expected = vec![f64::NAN; shape.output_len()];
+            forward_with(plain, &shape, &wide_x, &wide_weight, None, &mut expected).unwrap();
+            assert_close("forward", &shape, &forward_vec(&shape, &x, &weight, None).unwrap(), &expected);
+            let mut y = vec![f32::NAN; expected.len()];
+            forward(&shape, &x, &weight, None, &mut y).unwrap();
+            assert_close("forward", &shape, &y, &expected);
+            let mut expected = vec![f64::NAN; shape.input_len()];
+            backward_input_with(plain, &shape, &wide_weight, &wide_grad_y, &mut expected).unwrap();
+            let grad_x = backward_input_vec(&shape, &weight, &grad_y).unwrap();
+            assert_close("backward_input", &shape, &grad_x, &expected);
+            let mut grad_x = vec![f32::NAN; expected.len()];
+            backward_input(&shape, &weight, &grad_y, &mut grad_x).unwrap();
+            assert_close("backward_input", &shape, &grad_x, &expected);
+            let mut expected = vec![f64::NAN; shape.weight_len()];
+            backward_weight_with(plain, &shape, &wide_x, &wide_grad_y, &mut expected).unwrap();
+            let mut grad_weight = vec![f32::NAN; shape.weight_len()];
+            backward_weight(&shape, &x, &grad_y, &mut grad_weight).unwrap();
+            assert_close("backward_weight", &shape, &grad_weight, &expected);
+            count += 1;
+        }
+    }
+    assert_eq!(count, 21);
+}
+
+#[test]
 fn one_thread_and_many_give_the_same_bits() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -253,7 +253,13 @@ pub(super) fn algorithms(bench: &mut Bench) -> Result<()> {
                 values.iter_mut().for_each(|value| *value = value.max(0.0));
             }
             let rectified_exact = rectified.exactly(pass)?;
-            for algorithm in [Algorithm::Gemm, Algorithm::Depthwise, Algorithm::WinogradF2, Algorithm::WinogradF4] {
+            for algorithm in [
+                Algorithm::Gemm,
+                Algorithm::Depthwise,
+                Algorithm::WinogradF2,
+                Algorithm::WinogradF4,
+                Algorithm::WinogradPairs,
+            ] {
                 if data.run_with(algorithm, pass).is_err() {
                     continue; // It cannot compute this shape.
                 }

@@ -25,7 +25,7 @@ pub(super) const SKEW: usize = 1;
 pub(super) const GROUP: usize = 4;
 
 /// One pass over a layer.
-struct Pass<'a, V, const M: usize, const A: usize> {
+struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {
     layer: &'a Layer,
     grid: Grid,
     settings: Settings,
@@ -37,7 +37,7 @@ struct Pass<'a, V, const M: usize, const A: usize> {
 }
 
 /// Writes the convolution of `x` to all of `y`.
-pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
+pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize>(
     settings: Settings,
     layer: &Layer,
     x: &[f32],
@@ -45,7 +45,7 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
     bias: Option<&[f32]>,
     y: &mut [MaybeUninit<f32>],
 ) {
-    let pass = Pass::<V, M, A> {
+    let pass = Pass::<V, M, IN, A> {
         layer,
         grid: Grid::new(layer, M),
         settings,
@@ -67,7 +67,7 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
     }
 }
 
-impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
+impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass<'_, V, M, IN, A> {
     fn by_tiles(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let filters_stride = in_blocks * CHANNELS + SKEW;
@@ -201,11 +201,11 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
         place: usize,
     ) {
         let tiles = self.grid.strip_tiles();
-        let mut pixels = Scratch::take(A * self.grid.strip_width(A));
+        let mut pixels = Scratch::take(A * self.grid.strip_width(IN));
         #[allow(unsafe_code, reason = "tasks write disjoint parts")]
         // SAFETY: each (place, block) has its own part of each plane.
         let planes = unsafe { planes(values, values_stride, block * tiles_stride + place * tiles, tiles) };
-        self.settings.instructions.run(ToTiles::<V::Input, A, A> {
+        self.settings.instructions.run(ToTiles::<V::Input, IN, A> {
             maps: Maps { data: self.x, channels: self.layer.in_channels, size: self.layer.in_size },
             padding: self.layer.padding,
             dilation: self.layer.dilation,

@@ -55,6 +55,11 @@ impl Layer {
         }
     }
 
+    /// The layer without the taps that read before the first pixel of a phase: its tiles begin at the map's edge.
+    pub(super) fn at_the_edge(&self) -> Self {
+        Self { padding: [0, 1].map(|axis| self.padding[axis] - self.dilation[axis]), ..*self }
+    }
+
     /// Blocks of 16 input channels.
     pub(super) fn in_blocks(&self) -> usize {
         self.in_channels.div_ceil(super::blocks::CHANNELS)

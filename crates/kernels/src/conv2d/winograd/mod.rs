@@ -1,4 +1,5 @@
-//! Winograd's minimal filtering for 3×3 kernels with stride 1: F(4×4, 3×3) and F(2×2, 3×3).
+//! Winograd's minimal filtering for 3×3 kernels with stride 1: F(4×4, 3×3), F(2×2, 3×3), and pairs of pixels for dilations
+//! of half the map and more.
 //!
 //! A tile d of A×A inputs (A = M + 2) and a filter g of 3×3 give M×M outputs
 //!
@@ -40,7 +41,7 @@ use std::mem::MaybeUninit;
 
 use grid::Layer;
 use limits::Limits;
-use points::{F2, F4};
+use points::{F2, F4, Pairs};
 
 use super::Conv2dShape;
 use crate::lanes::{Instructions, WIDTH};
@@ -58,11 +59,13 @@ impl Settings {
     }
 }
 
-/// Outputs of a tile, M×M.
+/// A variant, by the outputs of its tile, M×M.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tile {
     Two,
     Four,
+    /// Two by two, which are all that a phase has.
+    Pair,
 }
 
 /// What a shape is computed for.
@@ -75,19 +78,25 @@ pub(super) enum Task {
 
 /// The tile that does this faster than a matrix product would; `None` where none does.
 pub(super) fn faster(task: Task, shape: &Conv2dShape) -> Option<Tile> {
-    if !computes(shape) {
-        return None;
-    }
-    let tile = if cost(Tile::Two, task, shape) < cost(Tile::Four, task, shape) { Tile::Two } else { Tile::Four };
+    let tiles = [Tile::Four, Tile::Two, Tile::Pair].into_iter().filter(|&tile| computes(tile, shape));
+    let (cost, tile) = tiles.map(|tile| (cost(tile, task, shape), tile)).min_by(|a, b| a.0.total_cmp(&b.0))?;
     // A product of fewer than four rows is no faster than one of four. Its weights are packed, too.
     let [c, k] = [shape.in_channels, shape.out_channels].map(|channels| channels.max(4) as f64);
     let product = (shape.batch * shape.out_height() * shape.out_width() * 9 + 300) as f64 * c * k;
-    (cost(tile, task, shape) < product).then_some(tile)
+    (cost < product).then_some(tile)
 }
 
-/// True for the shapes that this algorithm can compute.
-pub(super) fn computes(shape: &Conv2dShape) -> bool {
-    let fits = |axis: usize| shape.padding[axis] <= 2 * shape.dilation[axis] && shape.extra_padding[axis] == 0;
+/// True for the shapes that these tiles can compute.
+pub(super) fn computes(tile: Tile, shape: &Conv2dShape) -> bool {
+    let size = [shape.in_height, shape.in_width];
+    let fits = |axis: usize| {
+        let (padding, dilation) = (shape.padding[axis], shape.dilation[axis]);
+        let inside = match tile {
+            Tile::Pair => padding == dilation && size[axis] <= 2 * dilation,
+            Tile::Two | Tile::Four => padding <= 2 * dilation,
+        };
+        inside && shape.extra_padding[axis] == 0
+    };
     shape.kernel == [3, 3] && shape.stride == [1, 1] && shape.groups == 1 && fits(0) && fits(1) && shape.batch > 0
 }
 
@@ -98,6 +107,7 @@ fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> f64 {
     let (side, places, transform): (u32, u32, u32) = match tile {
         Tile::Two => (2, 16, 36),
         Tile::Four => (4, 36, 22),
+        Tile::Pair => (2, 9, 20),
     };
     let weights = match task {
         Task::Convolution => 10,
@@ -113,7 +123,7 @@ fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> f64 {
 }
 
 /// Writes the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3], and `bias`, to all of `y` [N,K,Ho,Wo]; `shape` is one
-/// that this [`computes`].
+/// that the tile [`computes`].
 pub(super) fn forward(
     tile: Tile,
     shape: &Conv2dShape,
@@ -125,7 +135,7 @@ pub(super) fn forward(
     convolve(Settings::new(), tile, &Layer::forward(shape), x, weight, bias, y);
 }
 
-/// Writes the gradient of the input to all of `grad_x` [N,C,H,W]; `shape` is one that this [`computes`].
+/// Writes the gradient of the input to all of `grad_x` [N,C,H,W]; `shape` is one that the tile [`computes`].
 pub(super) fn backward_input(
     tile: Tile,
     shape: &Conv2dShape,
@@ -136,7 +146,7 @@ pub(super) fn backward_input(
     convolve(Settings::new(), tile, &Layer::backward_input(shape), grad_y, weight, None, grad_x);
 }
 
-/// Overwrites `grad_weight` [K,C,3,3] with the gradient of the weights; `shape` is one that this [`computes`].
+/// Overwrites `grad_weight` [K,C,3,3] with the gradient of the weights; `shape` is one that the tile [`computes`].
 pub(super) fn backward_weight(tile: Tile, shape: &Conv2dShape, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
     weight_gradient(Settings::new(), tile, &Layer::forward(shape), x, grad_y, grad_weight);
 }
@@ -151,15 +161,17 @@ fn convolve(
     y: &mut [MaybeUninit<f32>],
 ) {
     match tile {
-        Tile::Two => convolve::run::<F2, 2, 4>(settings, layer, x, weight, bias, y),
-        Tile::Four => convolve::run::<F4, 4, 6>(settings, layer, x, weight, bias, y),
+        Tile::Two => convolve::run::<F2, 2, 4, 4>(settings, layer, x, weight, bias, y),
+        Tile::Four => convolve::run::<F4, 4, 6, 6>(settings, layer, x, weight, bias, y),
+        Tile::Pair => convolve::run::<Pairs, 2, 2, 3>(settings, &layer.at_the_edge(), x, weight, bias, y),
     }
 }
 
 fn weight_gradient(settings: Settings, tile: Tile, layer: &Layer, x: &[f32], grad_y: &[f32], grad_weight: &mut [f32]) {
     match tile {
-        Tile::Two => weight_gradient::run::<F2, 2, 4>(settings, layer, x, grad_y, grad_weight),
-        Tile::Four => weight_gradient::run::<F4, 4, 6>(settings, layer, x, grad_y, grad_weight),
+        Tile::Two => weight_gradient::run::<F2, 2, 4, 4>(settings, layer, x, grad_y, grad_weight),
+        Tile::Four => weight_gradient::run::<F4, 4, 6, 6>(settings, layer, x, grad_y, grad_weight),
+        Tile::Pair => weight_gradient::run::<Pairs, 2, 2, 3>(settings, &layer.at_the_edge(), x, grad_y, grad_weight),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The one-dimensional transforms of F(2,3) and F(4,3).
+//! The one-dimensional transforms of F(2,3), F(4,3) and of pairs.
 //!
 //! F(m,3) multiplies polynomials by their values at m + 1 points and at infinity. With the filter g₀, g₁, g₂ and the
 //! inputs d₀ … d₍m+1₎ the m correlations yᵢ = Σⱼ gⱼ dᵢ₊ⱼ are y = Aᵀ [(G g) ⊙ (Bᵀ d)]. For the points 0, ±a, ±b, ∞:
@@ -13,6 +13,14 @@
 //! a = 5/8, b = 3/2 instead of the usual 1, 2 costs nothing and makes the rounding error of F(4,3) two to five times
 //! smaller. F(2,3) has the points 0, ±1, ∞, with signs chosen so that it needs additions only. Rows of ±p share their
 //! even and their odd part.
+//!
+//! A *pair* is all that there is of the inputs d₀, d₁ of a phase whose map has two pixels or one, with zeros around: of the
+//! taps only some meet a pixel, and y₀ = g₁ d₀ + g₂ d₁, y₁ = g₀ d₀ + g₁ d₁ take three products, F(2,2) with filter and
+//! inputs exchanged:
+//!
+//! ```text
+//! m = (g₁, g₂ − g₁, g₀ − g₁) ⊙ (d₀ + d₁, d₁, d₀),   y₀ = m₀ + m₁,   y₁ = m₀ + m₂
+//! ```
 
 use crate::lanes::Lanes;
 
@@ -22,10 +30,10 @@ pub(super) trait Linear<const IN: usize, const OUT: usize> {
     fn apply<L: Lanes>(values: [L; IN]) -> [L; OUT];
 }
 
-/// F(M×M, 3×3) with tiles of A×A inputs, A = M + 2.
-pub(super) trait Variant<const M: usize, const A: usize>: Send + Sync + 'static {
+/// F(M×M, 3×3) with tiles of IN×IN inputs and A×A products.
+pub(super) trait Variant<const M: usize, const IN: usize, const A: usize>: Send + Sync + 'static {
     /// Bᵀ: inputs of a tile.
-    type Input: Linear<A, A>;
+    type Input: Linear<IN, A>;
     /// G: a filter.
     type Filter: Linear<3, A>;
     /// Aᵀ: products to outputs.
@@ -40,6 +48,8 @@ pub(super) trait Variant<const M: usize, const A: usize>: Send + Sync + 'static 
 pub(super) struct F2;
 /// F(4×4, 3×3): 36 multiplications for 144.
 pub(super) struct F4;
+/// Pairs of pixels: 9 multiplications for 36, of which 16 meet a pixel; as exact as the direct sum.
+pub(super) struct Pairs;
 
 /// Bᵀ of [`F2`].
 pub(super) struct Input2;
@@ -62,7 +72,18 @@ pub(super) struct OutputGradient4;
 /// Gᵀ of [`F4`].
 pub(super) struct FilterGradient4;
 
-impl Variant<2, 4> for F2 {
+/// Bᵀ of [`Pairs`].
+pub(super) struct InputPair;
+/// G of [`Pairs`].
+pub(super) struct FilterPair;
+/// Aᵀ of [`Pairs`].
+pub(super) struct OutputPair;
+/// A of [`Pairs`].
+pub(super) struct OutputGradientPair;
+/// Gᵀ of [`Pairs`].
+pub(super) struct FilterGradientPair;
+
+impl Variant<2, 4, 4> for F2 {
     type Input = Input2;
     type Filter = Filter2;
     type Output = Output2;
@@ -70,12 +91,55 @@ impl Variant<2, 4> for F2 {
     type FilterGradient = FilterGradient2;
 }
 
-impl Variant<4, 6> for F4 {
+impl Variant<4, 6, 6> for F4 {
     type Input = Input4;
     type Filter = Filter4;
     type Output = Output4;
     type OutputGradient = OutputGradient4;
     type FilterGradient = FilterGradient4;
+}
+
+impl Variant<2, 2, 3> for Pairs {
+    type Input = InputPair;
+    type Filter = FilterPair;
+    type Output = OutputPair;
+    type OutputGradient = OutputGradientPair;
+    type FilterGradient = FilterGradientPair;
+}
+
+impl Linear<2, 3> for InputPair {
+    #[inline(always)]
+    fn apply<L: Lanes>([d0, d1]: [L; 2]) -> [L; 3] {
+        [d0.add(d1), d1, d0]
+    }
+}
+
+impl Linear<3, 3> for FilterPair {
+    #[inline(always)]
+    fn apply<L: Lanes>([g0, g1, g2]: [L; 3]) -> [L; 3] {
+        [g1, g2.sub(g1), g0.sub(g1)]
+    }
+}
+
+impl Linear<3, 2> for OutputPair {
+    #[inline(always)]
+    fn apply<L: Lanes>([m0, m1, m2]: [L; 3]) -> [L; 2] {
+        [m0.add(m1), m0.add(m2)]
+    }
+}
+
+impl Linear<2, 3> for OutputGradientPair {
+    #[inline(always)]
+    fn apply<L: Lanes>([y0, y1]: [L; 2]) -> [L; 3] {
+        [y0.add(y1), y0, y1]
+    }
+}
+
+impl Linear<3, 3> for FilterGradientPair {
+    #[inline(always)]
+    fn apply<L: Lanes>([u0, u1, u2]: [L; 3]) -> [L; 3] {
+        [u2, u0.sub(u1).sub(u2), u1]
+    }
 }
 
 impl Linear<4, 4> for Input2 {
@@ -196,15 +260,17 @@ mod tests {
         left.iter().zip(right).map(|(a, b)| f64::from(a[lane]) * f64::from(b[lane])).sum()
     }
 
-    fn check<V: Variant<M, A>, const M: usize, const A: usize>() {
+    /// The first input of a tile lies `before` places before its first output.
+    fn check<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize>(before: usize) {
         for start in 0..20 {
-            let (inputs, filter) = (numbers::<A>(start), numbers::<3>(3 * start + 1));
+            let (inputs, filter) = (numbers::<IN>(start), numbers::<3>(3 * start + 1));
             let (u, v) = (V::Filter::apply(filter), V::Input::apply(inputs));
             let products: [Vector; A] = std::array::from_fn(|i| u[i].mul(v[i]));
             let outputs = V::Output::apply(products);
             for lane in 0..8 {
                 for i in 0..M {
-                    let expected: f32 = (0..3).map(|j| filter[j][lane] * inputs[i + j][lane]).sum();
+                    let input = |at: usize| inputs.get((at + before).wrapping_sub(1)).map_or(0.0, |input| input[lane]);
+                    let expected: f32 = (0..3).map(|j| filter[j][lane] * input(i + j)).sum();
                     assert!((outputs[i][lane] - expected).abs() < 2e-4, "output {i}: {} {expected}", outputs[i][lane]);
                 }
                 let (gradient, other) = (numbers::<M>(start + 2), numbers::<A>(start + 4));
@@ -220,11 +286,16 @@ mod tests {
 
     #[test]
     fn the_transforms_of_f2_compute_two_correlations_and_their_adjoints() {
-        check::<F2, 2, 4>();
+        check::<F2, 2, 4, 4>(1);
     }
 
     #[test]
     fn the_transforms_of_f4_compute_four_correlations_and_their_adjoints() {
-        check::<F4, 4, 6>();
+        check::<F4, 4, 6, 6>(1);
+    }
+
+    #[test]
+    fn the_transforms_of_pairs_compute_two_correlations_and_their_adjoints() {
+        check::<Pairs, 2, 2, 3>(0);
     }
 }

@@ -5,15 +5,14 @@ use dsd_random::Stream;
 use super::*;
 use crate::fresh::uninit;
 
-/// Bounds of max |e| / max |reference|.
-const BOUND_F2: f64 = 2e-6;
-const BOUND_F4: f64 = 1e-5;
+/// The tiles with their bounds of max |e| / max |reference|.
+const TILES: [(Tile, f64); 3] = [(Tile::Two, 2e-6), (Tile::Four, 1e-5), (Tile::Pair, 2e-6)];
 
 /// A shape without the field names: [N, C, H, W, K], padding, dilation.
 type Row = ([usize; 5], [usize; 2], [usize; 2]);
 
 /// Sizes that do not divide into blocks of 16 channels, tiles of 2 or 4, or vectors of 8.
-const ROWS: [Row; 25] = [
+const ROWS: [Row; 29] = [
     ([1, 16, 8, 8, 16], [1, 1], [1, 1]),
     ([2, 16, 12, 16, 16], [1, 1], [1, 1]),
     ([1, 1, 3, 3, 1], [0, 0], [1, 1]),
@@ -37,6 +36,11 @@ const ROWS: [Row; 25] = [
     ([1, 4, 5, 800, 3], [2, 2], [2, 2]),
     ([5, 64, 14, 14, 1], [1, 1], [1, 1]),
     ([4, 3, 33, 29, 32], [1, 1], [1, 1]),
+    // Phases of a pixel or two.
+    ([1, 20, 10, 7, 17], [5, 4], [5, 4]),
+    ([1, 9, 6, 11, 24], [5, 9], [5, 9]),
+    ([2, 12, 32, 30, 35], [16, 16], [16, 16]),
+    ([1, 18, 3, 2, 5], [2, 1], [2, 1]),
     // Shared out by filters.
     ([1, 128, 8, 8, 256], [1, 1], [1, 1]),
     ([2, 270, 6, 9, 260], [1, 1], [1, 1]),
@@ -136,12 +140,12 @@ fn error(values: &[f32], reference: &[f64]) -> f64 {
 }
 
 fn check(settings: Settings, rows: &[Row], positive: bool) {
-    let mut worst = [[0.0; 3]; 2];
+    let mut worst = [[0.0; 3]; TILES.len()];
     for &row in rows {
         let shape = shape(row);
         let arguments = arguments(&shape, positive);
         let reference = direct(&shape, &arguments[0], &arguments[1], &arguments[2]);
-        for (tile, bound) in [(Tile::Two, BOUND_F2), (Tile::Four, BOUND_F4)] {
+        for (tile, bound) in TILES.into_iter().filter(|&(tile, _)| computes(tile, &shape)) {
             let results = fast(settings, tile, &shape, &arguments);
             for (index, pass) in ["forward", "backward_input", "backward_weight"].into_iter().enumerate() {
                 let e = error(&results[index], &reference[index]);
@@ -151,7 +155,10 @@ fn check(settings: Settings, rows: &[Row], positive: bool) {
         }
     }
     let shown = worst.map(|passes| passes.map(|e| format!("{e:.1e}")).join(" "));
-    println!("positive {positive}, forward, backward_input, backward_weight: F2 {}; F4 {}", shown[0], shown[1]);
+    println!(
+        "positive {positive}, forward, backward_input, backward_weight: F2 {}; F4 {}; pairs {}",
+        shown[0], shown[1], shown[2]
+    );
 }
 
 #[test]
@@ -191,7 +198,7 @@ fn one_and_two_threads_give_the_same_bits() {
         let arguments = arguments(&shape, false);
         for limits in [Limits::DEFAULT, Limits::SMALL, SMALL_OWN_SUMS] {
             let settings = Settings { limits, ..Settings::new() };
-            for tile in [Tile::Two, Tile::Four] {
+            for (tile, _) in TILES.into_iter().filter(|&(tile, _)| computes(tile, &shape)) {
                 let [one, two] =
                     [1, 2].map(|threads| pool(threads).install(|| fast(settings, tile, &shape, &arguments)));
                 for (one, two) in one.iter().zip(&two) {
@@ -207,7 +214,7 @@ fn one_and_two_threads_give_the_same_bits() {
 
 #[test]
 fn operations_that_run_at_once_do_not_disturb_each_other() {
-    let shapes = [ROWS[7], ROWS[12], ROWS[23], ROWS[24]].map(shape);
+    let shapes = [ROWS[7], ROWS[12], ROWS[27], ROWS[28]].map(shape);
     let run = |shape: &Conv2dShape| fast(Settings::new(), Tile::Four, shape, &arguments(shape, false));
     let alone = shapes.each_ref().map(run);
     std::thread::scope(|scope| {
@@ -245,8 +252,24 @@ fn shapes_with_other_kernels_strides_groups_or_few_channels_are_left_to_others()
 }
 
 #[test]
+fn dilations_of_half_the_map_and_more_use_pairs() {
+    let layer = |size: usize, dilation: usize| shape(([4, 32, size, size, 32], [dilation; 2], [dilation; 2]));
+    for task in [Task::Convolution, Task::WeightGradient] {
+        for (size, dilation, tile) in
+            [(32, 16, Some(Tile::Pair)), (32, 20, Some(Tile::Pair)), (32, 8, Some(Tile::Four))]
+        {
+            assert_eq!(faster(task, &layer(size, dilation)), tile, "{size}, dilation {dilation}");
+        }
+    }
+    assert!(
+        !computes(Tile::Pair, &layer(33, 16))
+            && !computes(Tile::Pair, &Conv2dShape { padding: [16, 15], ..layer(32, 16) })
+    );
+}
+
+#[test]
 fn maps_of_a_few_pixels_use_the_small_tile() {
-    for (size, tile) in [(2, Tile::Two), (4, Tile::Two), (7, Tile::Four), (16, Tile::Four)] {
+    for (size, tile) in [(2, Tile::Pair), (4, Tile::Two), (7, Tile::Four), (16, Tile::Four)] {
         let shape = shape(([4, 256, size, size, 256], [1, 1], [1, 1]));
         assert_eq!(faster(Task::Convolution, &shape), Some(tile), "{size}");
     }

@@ -435,20 +435,38 @@ fn interleave<L: Lanes>(rows: &[f32], plane: usize, last: usize, pixels: &mut [B
         }
         return;
     }
+    // Constants where they are so most often: the addresses of eight planes that are equally far apart stay in registers.
+    #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
+    // SAFETY: the row of the last plane ends with `rows`, as asserted above.
+    unsafe {
+        if last == WIDTH - 1 {
+            interleave_rows::<L>(rows, |lane| lane * plane, pixels, half);
+        } else {
+            interleave_rows::<L>(rows, |lane| lane.min(last) * plane, pixels, half);
+        }
+    }
+}
+
+/// Brings rows that begin at `offset(lane)` into one half of at least eight blocks.
+///
+/// # Safety
+/// Every row has as many elements as there are pixels.
+#[allow(unsafe_code, reason = "bounds that the caller has checked once for all groups")]
+#[inline(always)]
+unsafe fn interleave_rows<L: Lanes>(rows: &[f32], offset: impl Fn(usize) -> usize, pixels: &mut [Block], half: usize) {
+    let len = pixels.len();
     for next in (0..len).step_by(WIDTH) {
         // The last group of a long row overlaps the one before it.
         let x = next.min(len - WIDTH);
-        #[allow(unsafe_code, reason = "bounds that are checked once for all groups")]
-        // SAFETY: `x` is at most 8 less than the length of a row, and of the pixels.
-        unsafe {
-            let mut group = [&[0.0; WIDTH]; WIDTH];
-            for lane in 0..WIDTH {
-                group[lane] = &*rows.as_ptr().add(lane.min(last) * plane + x).cast();
-            }
-            let columns = L::load_columns(group);
-            for i in 0..WIDTH {
-                store_at(pixels, x + i, half, columns[i]);
-            }
+        let mut group = [&[0.0; WIDTH]; WIDTH];
+        for lane in 0..WIDTH {
+            // SAFETY: `x` is at most 8 less than the length of a row.
+            group[lane] = unsafe { &*rows.as_ptr().add(offset(lane) + x).cast() };
+        }
+        let columns = L::load_columns(group);
+        for i in 0..WIDTH {
+            // SAFETY: as above, of the pixels.
+            unsafe { store_at(pixels, x + i, half, columns[i]) };
         }
     }
 }
@@ -467,27 +485,34 @@ unsafe fn separate<L: Lanes>(
     lanes: usize,
 ) {
     let len = pixels.len();
+    // A group that overlaps the one before it is written after it.
+    if lanes == WIDTH && len >= WIDTH {
+        let start = output.pointer((WIDTH - 1) * plane + len);
+        // Whole lines of four channels at a time: planes a power of two apart push each other's lines out of the cache.
+        let line = if len >= 2 * WIDTH { 2 * WIDTH } else { WIDTH };
+        for next in (0..len).step_by(line) {
+            let x = next.min(len - line);
+            for four in 0..2 {
+                for x in (x..x + line).step_by(WIDTH) {
+                    let mut rows = [&[0.0; 4]; WIDTH];
+                    for i in 0..WIDTH {
+                        rows[i] = &pixels[x + i].0.as_chunks().0[2 * half + four];
+                    }
+                    let columns = L::load_four_columns(rows);
+                    for lane in 0..4 {
+                        // SAFETY: `x` is at most 8 less than the length of a row, and all rows are inside of `output`; by
+                        // the caller's contract they are nobody else's.
+                        unsafe { columns[lane].write(&mut *start.add((4 * four + lane) * plane + x).cast()) };
+                    }
+                }
+            }
+        }
+        return;
+    }
     let mut rows: [&mut [MaybeUninit<f32>]; WIDTH] = Default::default();
     for lane in 0..lanes {
         // SAFETY: by the caller's contract.
         rows[lane] = unsafe { output.part(lane * plane, len) };
-    }
-    // A group that overlaps the one before it is written after it.
-    if lanes == WIDTH && len >= WIDTH {
-        for next in (0..len).step_by(WIDTH) {
-            let x = next.min(len - WIDTH);
-            let group = &pixels[x..x + WIDTH];
-            let mut square = [&[0.0; WIDTH]; WIDTH];
-            for i in 0..WIDTH {
-                square[i] = &group[i].0.as_chunks().0[half];
-            }
-            let columns = L::load_columns(square);
-            for lane in 0..WIDTH {
-                // SAFETY: all rows are there, and `x` is at most 8 less than their length.
-                unsafe { columns[lane].write(&mut *rows[lane].as_mut_ptr().add(x).cast()) };
-            }
-        }
-        return;
     }
     for next in (0..len).step_by(WIDTH) {
         let x = next.min(len.saturating_sub(WIDTH));

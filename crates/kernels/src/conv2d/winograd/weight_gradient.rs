@@ -21,7 +21,7 @@ use super::scratch::Scratch;
 use super::transform::{FilterGradients, Maps, ToTiles, planes};
 use crate::parallel::{Shared, for_each_task};
 
-struct Pass<'a, V, const M: usize, const A: usize> {
+struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {
     layer: &'a Layer,
     grid: Grid,
     settings: Settings,
@@ -32,7 +32,7 @@ struct Pass<'a, V, const M: usize, const A: usize> {
 }
 
 /// Overwrites `grad_weight` with the gradient of the weights of a forward `layer`.
-pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
+pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize>(
     settings: Settings,
     layer: &Layer,
     x: &[f32],
@@ -40,7 +40,7 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
     grad_weight: &mut [f32],
 ) {
     let grid = Grid::new(layer, M);
-    let pass = Pass::<V, M, A> {
+    let pass = Pass::<V, M, IN, A> {
         layer,
         grid,
         settings,
@@ -56,7 +56,7 @@ pub(super) fn run<V: Variant<M, A>, const M: usize, const A: usize>(
     }
 }
 
-impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
+impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass<'_, V, M, IN, A> {
     fn by_strips(&self) {
         let Self { layer, grid, settings: Settings { instructions, limits }, .. } = *self;
         let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
@@ -233,11 +233,11 @@ impl<V: Variant<M, A>, const M: usize, const A: usize> Pass<'_, V, M, A> {
 
     /// V of one strip and block of input channels, to the planes' tiles from `first` on, which no other call has.
     fn transform_inputs(&self, strip: usize, block: usize, values: &Shared<'_, Block>, stride: usize, first: usize) {
-        let mut pixels = Scratch::take(A * self.grid.strip_width(A));
+        let mut pixels = Scratch::take(A * self.grid.strip_width(IN));
         #[allow(unsafe_code, reason = "tasks write disjoint parts")]
         // SAFETY: each (strip, block) has its own tiles.
         let planes = unsafe { planes(values, stride, first, self.grid.strip_tiles()) };
-        self.settings.instructions.run(ToTiles::<V::Input, A, A> {
+        self.settings.instructions.run(ToTiles::<V::Input, IN, A> {
             maps: Maps { data: self.x, channels: self.layer.in_channels, size: self.layer.in_size },
             padding: self.layer.padding,
             dilation: self.layer.dilation,
