@@ -131,26 +131,27 @@ static PACKED_OFFSETS: [usize; PACKED_ROWS] = {
 pub(crate) struct Columns<'a> {
     elements: &'a [f32],
     rows: &'a [usize],
-    panels: Vec<Panel>,
+    panels: &'a [Panel],
 }
 
 impl<'a> Columns<'a> {
-    /// `count` columns in panels `[depth][16]`, at most [`PACKED_ROWS`] deep.
-    pub(crate) fn packed(elements: &'a [f32], depth: usize, count: usize) -> Self {
+    /// `count` columns in panels `[depth][16]`, at most [`PACKED_ROWS`] deep; `panels` is where they are listed.
+    pub(crate) fn packed(elements: &'a [f32], depth: usize, count: usize, panels: &'a mut Vec<Panel>) -> Self {
         let panel = |index: usize| Panel {
             first: index * PANEL_COLUMNS * depth,
             columns: index * PANEL_COLUMNS..count.min((index + 1) * PANEL_COLUMNS),
         };
-        let panels: Vec<Panel> = (0..count.div_ceil(PANEL_COLUMNS)).map(panel).collect();
+        panels.clear();
+        panels.extend((0..count.div_ceil(PANEL_COLUMNS)).map(panel));
         assert!(elements.len() >= panels.len() * PANEL_COLUMNS * depth);
         Self { elements, rows: &PACKED_OFFSETS[..depth], panels }
     }
 
     /// The columns of some runs where they lie; row z of each is `rows[z]` further. At least 16 elements must follow the
-    /// first one of the last row of the last column.
-    pub(crate) fn in_place(elements: &'a [f32], rows: &'a [usize], runs: &[Run]) -> Self {
+    /// first one of the last row of the last column. `panels` is where they are listed.
+    pub(crate) fn in_place(elements: &'a [f32], rows: &'a [usize], runs: &[Run], panels: &'a mut Vec<Panel>) -> Self {
         let last = elements.len().checked_sub(rows.iter().max().unwrap_or(&0) + PANEL_COLUMNS);
-        let mut panels = Vec::new();
+        panels.clear();
         let mut column = 0;
         for run in runs {
             for start in (0..run.len).step_by(PANEL_COLUMNS) {
@@ -425,13 +426,13 @@ mod tests {
             }
             let offsets: Vec<usize> = (0..columns).collect();
             for simd in [Simd::Portable, Simd::detect()] {
-                let mut c = vec![0.0; rows * columns];
+                let (mut c, mut panels) = (vec![0.0; rows * columns], Vec::new());
                 for add in [false, true] {
                     let block = Block {
                         row_panels,
                         panels: 0..row_panels.count(),
                         a: &packed_a,
-                        b: Columns::packed(&packed_b, depth, columns),
+                        b: Columns::packed(&packed_b, depth, columns, &mut panels),
                         columns: &offsets,
                         row_stride: columns,
                         add,

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes from which a block begins a cache line. The system's allocator begins it 16 bytes off most often, and then every
-/// second vector lies in two lines: thin convolutions take up to a quarter longer (docs/benchmarks.md).
-const ALIGNED_BYTES: usize = 1 << 10;
+/// Bytes of a cache line, and those from which a block has lines of its own. The system's allocator begins a block 16
+/// bytes into a line most often, and then every second vector lies in two lines; and what two threads write to may be
+/// neighbours in one, which the processors then take from each other (docs/benchmarks.md has what that costs).
 const LINE: usize = 64;
 
-/// The system's allocator, counting, with large blocks aligned to cache lines. A program that makes it its
+/// The system's allocator, counting, with blocks that share no cache line. A program that makes it its
 /// `#[global_allocator]` can ask for [`peak`].
 #[derive(Clone, Copy, Debug)]
 pub struct Counting;
@@ -41,14 +41,13 @@ fn shrink(bytes: usize) {
     HELD.fetch_sub(bytes, Ordering::Relaxed);
 }
 
-/// What the system is asked for in place of a large block: a line more, so that there is room to begin one. Asking for
-/// the alignment would leave holes that the same request does not fit into again.
+/// What the system is asked for in place of a block of a line or more: whole lines and one more, so that there is room to
+/// begin one. Asking for the alignment would leave holes that the same request does not fit into again.
 fn with_room(layout: Layout) -> Option<Layout> {
-    let large = layout.size() >= ALIGNED_BYTES && layout.align() <= OFFSET_BYTES;
-    if !large {
+    if layout.size() < LINE || layout.align() > OFFSET_BYTES {
         return None;
     }
-    Layout::from_size_align(layout.size().checked_add(LINE)?, OFFSET_BYTES).ok()
+    Layout::from_size_align(layout.size().checked_next_multiple_of(LINE)?.checked_add(LINE)?, OFFSET_BYTES).ok()
 }
 
 /// The alignment of the system's blocks, which leaves as many bytes before each line inside of one.
@@ -80,6 +79,46 @@ unsafe fn block_of(line: *mut u8) -> *mut u8 {
     unsafe { line.sub(line.sub(size_of::<usize>()).cast::<usize>().read()) }
 }
 
+/// Where the part of the heap ends for which huge pages were asked.
+static HUGE_TO: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Asks for huge pages where the heap has grown to a new block, or for the block where it lies elsewhere, before it is
+/// written to. Planes of channels lie on many small pages, more than the processor keeps the addresses of, and where
+/// those lie in the caches is a matter of luck (docs/benchmarks.md). Where the system has none nothing changes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "calls into the C library that change how memory is held, not what is in it")]
+fn huge_pages(block: *mut u8, size: usize) {
+    const PAGE: usize = 4096;
+    let (start, end) = (block.addr(), block.addr() + size);
+    let held = HUGE_TO.load(Ordering::Relaxed);
+    if end <= held {
+        return;
+    }
+    // SAFETY: an increment of 0 asks where the heap ends.
+    let heap = unsafe { libc::sbrk(0) }.addr();
+    let (from, to) = if end <= heap {
+        HUGE_TO.fetch_max(heap, Ordering::Relaxed);
+        (if held == 0 { start } else { held }, heap)
+    } else if size >= HUGE_PAGE {
+        (start, end)
+    } else {
+        return;
+    };
+    let from = from.next_multiple_of(PAGE);
+    if let Some(len) = to.checked_sub(from) {
+        // SAFETY: an advice about pages that are this program's changes nothing that is in them; what it answers does not
+        // matter.
+        unsafe {
+            libc::madvise(block.with_addr(from).cast(), len, libc::MADV_HUGEPAGE);
+        }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn huge_pages(_block: *mut u8, _size: usize) {}
+
 // SAFETY: every call is passed on to the system's allocator, for large blocks with room for a line, inside of which the
 // block that is handed out begins; which blocks are large depends on the layout alone, so each is given back as it was
 // taken. Counting touches two atomic numbers and allocates nothing.
@@ -93,8 +132,10 @@ unsafe impl GlobalAlloc for Counting {
             return pointer;
         }
         grow(layout.size());
-        // SAFETY: the block is there, with room for a line where it is large.
-        if large.is_some() { unsafe { line_of(pointer) } } else { pointer }
+        let Some(large) = large else { return pointer };
+        huge_pages(pointer, large.size());
+        // SAFETY: the block is there, with room for a line.
+        unsafe { line_of(pointer) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -105,8 +146,10 @@ unsafe impl GlobalAlloc for Counting {
             return pointer;
         }
         grow(layout.size());
+        let Some(large) = large else { return pointer };
+        huge_pages(pointer, large.size());
         // SAFETY: as in `alloc`; what is written lies before the line.
-        if large.is_some() { unsafe { line_of(pointer) } } else { pointer }
+        unsafe { line_of(pointer) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -151,7 +194,7 @@ mod tests {
     #[test]
     #[allow(unsafe_code, reason = "the allocator's own interface")]
     fn large_blocks_begin_a_line_and_keep_what_is_in_them() {
-        for (size, align) in [(1, 1), (1023, 8), (1024, 4), (1025, 16), (70_000, 4), (5000, 32), (5000, 128)] {
+        for (size, align) in [(1, 1), (63, 8), (64, 4), (1025, 16), (70_000, 4), (5000, 32), (5000, 128)] {
             let layout = Layout::from_size_align(size, align).unwrap();
             // SAFETY: the blocks are used as long as they live, within their sizes.
             unsafe {
@@ -162,7 +205,7 @@ mod tests {
                     block.add(at).write(at as u8);
                 }
                 assert_eq!(block.addr() % align, 0);
-                assert!(size < ALIGNED_BYTES || (block.addr() % LINE == 0 || align > OFFSET_BYTES));
+                assert!(size < LINE || block.addr().is_multiple_of(LINE) || align > OFFSET_BYTES);
                 let mut held = (block, size);
                 for new_size in [size + 2000, 700, 3000, 20] {
                     let layout = Layout::from_size_align(held.1, align).unwrap();

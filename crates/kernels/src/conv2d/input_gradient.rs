@@ -6,8 +6,8 @@
 use std::mem::MaybeUninit;
 
 use super::Conv2dShape;
-use super::products::{Output, Planes, Reading, Regions, Sums};
-use super::scratch::with_buffer;
+use super::products::{Output, Planes, Reading, Region, Regions, Sums};
+use super::scratch::{Lists, with_buffer, with_lists};
 use crate::gemm::{RowPanels, Simd, Target, target};
 use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
 use crate::parallel::{Shared, for_each_task};
@@ -125,23 +125,21 @@ fn interleaved(
     sums: &[Sums<'_>],
     grad_x: Target<'_>,
 ) {
-    let [stride_rows, stride_columns] = shape.stride;
     let channels = shape.group_in_channels();
     let class_width = class_size[1];
-    let instructions = Instructions::detect();
     for_each_task(regions.count(), |task| {
         let region = regions.region(task);
         let count = region.images.len() * region.rows.len() * class_width;
-        let columns: Vec<usize> = (0..count).collect();
-        with_buffer(sums.len() * channels * count, |buffer| {
+        let compute = |buffer: &mut [f32], Lists { columns, .. }: &mut Lists| {
+            columns.clear();
+            columns.extend(0..count);
             let elements = target(buffer);
-            let outputs: Vec<Output<'_>> = (0..sums.len())
-                .map(|class| Output {
-                    columns: &columns,
-                    row_stride: count,
-                    elements: elements.after(class * channels * count),
-                })
-                .collect();
+            let output = |class: usize| Output {
+                columns,
+                row_stride: count,
+                elements: elements.after(class * channels * count),
+            };
+            let outputs: Vec<Output<'_>> = (0..sums.len()).map(output).collect();
             #[allow(unsafe_code, reason = "the buffer is this task's own")]
             // SAFETY: the buffer is borrowed mutably here, so nobody else uses it; classes have their own parts.
             unsafe {
@@ -152,30 +150,54 @@ fn interleaved(
                     part.fill(0.0);
                 }
             }
-            let mut parts = vec![&[][..]; stride_columns];
-            // Channel by channel, so that rows are written in their order.
-            let channels = region.images.clone().flat_map(|image| (0..channels).map(move |c| (image, c)));
-            for (image, c) in channels {
-                for class_row in region.rows.clone() {
-                    let place = (image - region.images.start) * region.rows.len() + class_row - region.rows.start;
-                    for rest_row in 0..stride_rows.min(shape.in_height - class_row * stride_rows) {
-                        let row = class_row * stride_rows + rest_row;
-                        let channel = image * shape.in_channels + group * shape.group_in_channels() + c;
-                        let from = (channel * shape.in_height + row) * shape.in_width;
-                        #[allow(unsafe_code, reason = "tasks write disjoint rows")]
-                        // SAFETY: a class row belongs to one task, so this input row does.
-                        let out = unsafe { grad_x.part(from, shape.in_width) };
-                        for (rest, part) in parts.iter_mut().enumerate() {
-                            let class = rest_row * stride_columns + rest;
-                            let from = (class * shape.group_in_channels() + c) * count + place * class_width;
-                            *part = &buffer[from..][..class_width];
-                        }
-                        instructions.run(Interleave { parts: &parts, out });
-                    }
-                }
+            #[allow(unsafe_code, reason = "tasks write disjoint rows")]
+            // SAFETY: a class row belongs to one task, so its input rows do.
+            unsafe {
+                interleave_region(shape, group, class_width, &region, buffer, grad_x);
             }
-        });
+        };
+        with_buffer(sums.len() * channels * count, |buffer| with_lists(|lists| compute(buffer, lists)));
     });
+}
+
+/// Interleaves the classes of a region, `[class][channel][pixel]`.
+///
+/// # Safety
+/// Nobody else uses the region's rows of `grad_x` meanwhile.
+#[allow(unsafe_code, reason = "hands the caller's proof on to Shared::part")]
+unsafe fn interleave_region(
+    shape: &Conv2dShape,
+    group: usize,
+    class_width: usize,
+    region: &Region,
+    classes: &[f32],
+    grad_x: Target<'_>,
+) {
+    let [stride_rows, stride_columns] = shape.stride;
+    let channels = shape.group_in_channels();
+    let count = region.images.len() * region.rows.len() * class_width;
+    let instructions = Instructions::detect();
+    let mut parts = vec![&[][..]; stride_columns];
+    // Channel by channel, so that rows are written in their order.
+    let planes = region.images.clone().flat_map(|image| (0..channels).map(move |c| (image, c)));
+    for (image, c) in planes {
+        for class_row in region.rows.clone() {
+            let place = (image - region.images.start) * region.rows.len() + class_row - region.rows.start;
+            for rest_row in 0..stride_rows.min(shape.in_height - class_row * stride_rows) {
+                let row = class_row * stride_rows + rest_row;
+                let channel = image * shape.in_channels + group * channels + c;
+                let from = (channel * shape.in_height + row) * shape.in_width;
+                // SAFETY: by the caller's contract.
+                let out = unsafe { grad_x.part(from, shape.in_width) };
+                for (rest, part) in parts.iter_mut().enumerate() {
+                    let class = rest_row * stride_columns + rest;
+                    let from = (class * channels + c) * count + place * class_width;
+                    *part = &classes[from..][..class_width];
+                }
+                instructions.run(Interleave { parts: &parts, out });
+            }
+        }
+    }
 }
 
 /// Writes element j of part `rest` to j · stride + rest.

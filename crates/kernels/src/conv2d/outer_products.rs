@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::products::{Planes, Regions};
-use super::scratch::with_buffer;
+use super::scratch::{Lists, with_buffer, with_lists};
 use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, PANEL_ROWS, RowPanels, Simd, pack_panel, target};
 use crate::parallel::for_each_task;
 
@@ -25,7 +25,9 @@ pub(super) fn backward_weight(
     grad_weight: &mut [f32],
 ) {
     let region = regions.region(0);
-    let sources = regions.sources(&region);
+    let mut runs = Vec::new();
+    regions.list_runs(&region, &mut runs);
+    let sources: Vec<usize> = runs.iter().flat_map(|run| run.first..run.first + run.len).collect();
     let (rows, pixels) = (grad_y.channels, sources.len());
     let row_panels = RowPanels::new(rows);
     let grad_weight = target(grad_weight);
@@ -37,8 +39,10 @@ pub(super) fn backward_weight(
         let a = &*a;
         for_each_task(channels.div_ceil(regions.block()), |task| {
             let channels = task * regions.block()..((task + 1) * regions.block()).min(channels);
-            let columns: Vec<usize> = (channels.start * taps.len()..channels.end * taps.len()).collect();
-            with_buffer(regions.copy_len(), |copy| {
+            let own = channels.start * taps.len()..channels.end * taps.len();
+            let block = |copy: &mut [f32], Lists { columns, panels, .. }: &mut Lists| {
+                columns.clear();
+                columns.extend(own);
                 let x = regions.copy(&region, channels.clone(), copy);
                 with_buffer(columns.len().next_multiple_of(PANEL_COLUMNS) * pixels, |b| {
                     let offset =
@@ -55,8 +59,8 @@ pub(super) fn backward_weight(
                         row_panels,
                         panels: 0..row_panels.count(),
                         a,
-                        b: Columns::packed(b, pixels, columns.len()),
-                        columns: &columns,
+                        b: Columns::packed(b, pixels, columns.len(), panels),
+                        columns,
                         row_stride: grad_weight.len() / rows,
                         add: false,
                         bias: None,
@@ -67,7 +71,8 @@ pub(super) fn backward_weight(
                         block.run(simd, grad_weight);
                     }
                 });
-            });
+            };
+            with_buffer(regions.copy_len(), |copy| with_lists(|lists| block(copy, lists)));
         });
     });
 }

@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::lowering::{Border, pack_pixels};
-use super::scratch::with_buffer;
+use super::scratch::{Lists, with_buffer, with_lists};
 use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Run, Simd, Target};
 use crate::lanes::WIDTH;
 use crate::parallel::{Shared, for_each_task};
@@ -221,17 +221,19 @@ impl<'a> Regions<'a> {
         for_each_task(regions * parts, |task| {
             let (region, part) = (self.region(task / parts), task % parts);
             let panels = part * count / parts..(part + 1) * count / parts;
-            let mut columns = Vec::with_capacity(region.images.len() * region.rows.len() * width);
-            for image in region.images.clone() {
-                let from = (image * channels + first) * height * width;
-                columns.extend(from + region.rows.start * width..from + region.rows.end * width);
-            }
-            let output = Output { columns: &columns, row_stride: height * width, elements };
-            #[allow(unsafe_code, reason = "tasks compute disjoint parts of the output")]
-            // SAFETY: two tasks differ in their region or in their rows.
-            unsafe {
-                self.run(&region, panels, std::slice::from_ref(sums), &[output]);
-            }
+            with_lists(|Lists { columns, .. }| {
+                columns.clear();
+                for image in region.images.clone() {
+                    let from = (image * channels + first) * height * width;
+                    columns.extend(from + region.rows.start * width..from + region.rows.end * width);
+                }
+                let output = Output { columns, row_stride: height * width, elements };
+                #[allow(unsafe_code, reason = "tasks compute disjoint parts of the output")]
+                // SAFETY: two tasks differ in their region or in their rows.
+                unsafe {
+                    self.run(&region, panels, std::slice::from_ref(sums), &[output]);
+                }
+            });
         });
     }
 
@@ -241,14 +243,33 @@ impl<'a> Regions<'a> {
     /// Nobody else uses these rows and columns of the outputs meanwhile.
     #[allow(unsafe_code, reason = "hands its contract on")]
     pub(super) unsafe fn run(&self, region: &Region, panels: Range<usize>, sums: &[Sums<'_>], outputs: &[Output<'_>]) {
-        let runs = self.runs(region);
+        with_lists(|lists| {
+            // SAFETY: the contract is handed on unchanged.
+            unsafe { self.run_with(lists, region, panels, sums, outputs) }
+        });
+    }
+
+    /// # Safety
+    /// As [`Self::run`].
+    #[allow(unsafe_code, reason = "hands its contract on")]
+    unsafe fn run_with(
+        &self,
+        Lists { rows, sources, runs, panels: list, .. }: &mut Lists,
+        region: &Region,
+        panels: Range<usize>,
+        sums: &[Sums<'_>],
+        outputs: &[Output<'_>],
+    ) {
+        self.list_runs(region, runs);
         let pixels: usize = runs.iter().map(|run| run.len).sum();
         let padded: usize = runs.iter().map(|run| run.len.next_multiple_of(PANEL_COLUMNS)).sum();
         // Panels at the ends of rows that are filled up cost as much as whole ones.
         let in_place = padded * 8 <= pixels * 9;
-        let sources = if in_place { Vec::new() } else { self.sources(region) };
+        sources.clear();
+        if !in_place {
+            sources.extend(runs.iter().flat_map(|run| run.first..run.first + run.len));
+        }
         let packed_len = PACKED_ROWS * sources.len().next_multiple_of(PANEL_COLUMNS);
-        let mut offsets = Vec::with_capacity(PACKED_ROWS);
         with_buffer(self.copy_len() + PANEL_COLUMNS, |copy| {
             for first in (0..self.planes.channels).step_by(self.block) {
                 let channels = first..(first + self.block).min(self.planes.channels);
@@ -258,9 +279,9 @@ impl<'a> Regions<'a> {
                     if taps == 0 {
                         continue;
                     }
-                    offsets.clear();
+                    rows.clear();
                     for channel in 0..channels.len() {
-                        offsets.extend(sums.taps.iter().map(|tap| channel * self.channel_stride + tap));
+                        rows.extend(sums.taps.iter().map(|tap| channel * self.channel_stride + tap));
                     }
                     let multiply = |b: Columns<'_>| {
                         let block = Block {
@@ -276,12 +297,12 @@ impl<'a> Regions<'a> {
                         // SAFETY: the contract is handed on unchanged.
                         unsafe { block.run(sums.simd, output.elements) };
                     };
-                    if in_place || offsets.len() > PACKED_ROWS {
-                        multiply(Columns::in_place(copy, &offsets, &runs));
+                    if in_place || rows.len() > PACKED_ROWS {
+                        multiply(Columns::in_place(copy, rows, runs, list));
                     } else {
                         with_buffer(packed_len, |packed| {
-                            pack_pixels(copy, &sources, &offsets, packed);
-                            multiply(Columns::packed(packed, offsets.len(), sources.len()));
+                            pack_pixels(copy, sources, rows, packed);
+                            multiply(Columns::packed(packed, rows.len(), sources.len(), list));
                         });
                     }
                 }
@@ -312,14 +333,9 @@ impl<'a> Regions<'a> {
         copy
     }
 
-    /// Where the pixels of a region lie in the copy of its first channel.
-    pub(super) fn sources(&self, region: &Region) -> Vec<usize> {
-        self.runs(region).iter().flat_map(|run| run.first..run.first + run.len).collect()
-    }
-
-    /// The same as runs of neighbours.
-    fn runs(&self, region: &Region) -> Vec<Run> {
-        let mut runs: Vec<Run> = Vec::new();
+    /// Lists where the pixels of a region lie in the copy of its first channel, as runs of neighbours.
+    pub(super) fn list_runs(&self, region: &Region, runs: &mut Vec<Run>) {
+        runs.clear();
         for image in 0..region.images.len() {
             for row in 0..region.rows.len() {
                 let first = image * self.image_stride() + row * self.border.row_step();
@@ -329,6 +345,5 @@ impl<'a> Regions<'a> {
                 }
             }
         }
-        runs
     }
 }

@@ -3,15 +3,63 @@
 //! A convolution needs packed copies of its operands. Fresh memory costs a page fault per 4 KiB, more than the packing
 //! itself, so buffers go back to the thread that took them. A buffer in use is not in the pool: a thread that meanwhile
 //! runs another convolution (a thread pool steals tasks while it waits) takes another one.
+//!
+//! Tasks take their lists from here as well: an allocator that all threads share makes them wait for each other, and a
+//! task of a thin layer is only some microseconds long.
 
 use std::cell::RefCell;
 
+use crate::gemm::{Panel, Run};
+
 thread_local! {
     static POOL: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+    static LISTS: RefCell<Vec<Lists>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lists that a task fills anew.
+pub(super) struct Lists {
+    /// Where columns of an output begin.
+    pub(super) columns: Vec<usize>,
+    /// Where the rows of a second matrix lie.
+    pub(super) rows: Vec<usize>,
+    /// Where its columns lie, one by one,
+    pub(super) sources: Vec<usize>,
+    /// as runs,
+    pub(super) runs: Vec<Run>,
+    /// and in panels.
+    pub(super) panels: Vec<Panel>,
+}
+
+/// Entries for which lists have room from the start, a page: for the same reason as [`APART`].
+const ROOM: usize = 512;
+
+/// Runs `body` with lists that have any contents.
+pub(super) fn with_lists<R>(body: impl FnOnce(&mut Lists) -> R) -> R {
+    let new = || Lists {
+        columns: Vec::with_capacity(ROOM),
+        rows: Vec::with_capacity(ROOM),
+        sources: Vec::with_capacity(ROOM),
+        runs: Vec::with_capacity(ROOM),
+        panels: Vec::with_capacity(ROOM),
+    };
+    let mut lists = LISTS.with_borrow_mut(Vec::pop).unwrap_or_else(new);
+    let result = body(&mut lists);
+    LISTS.with_borrow_mut(|pool| {
+        if pool.len() < KEPT {
+            pool.push(lists);
+        }
+    });
+    result
 }
 
 /// Buffers that one thread keeps at most.
 const KEPT: usize = 8;
+
+/// Elements of a page, left unused at the end of each buffer, and elements of a buffer at least. Processors read ahead what
+/// they expect to need; where that is what another thread writes to, both wait for it. Where all threads had their
+/// buffers side by side from one heap, thin layers took up to half as long again.
+const APART: usize = 1 << 10;
+const LEAST: usize = 1 << 16;
 
 /// Runs `body` with a buffer of `len` elements of any value.
 pub(super) fn with_buffer<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
@@ -19,7 +67,7 @@ pub(super) fn with_buffer<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> 
     if buffer.len() < len {
         // The old contents are worthless: drop them first, so that they are not copied.
         drop(std::mem::take(&mut buffer));
-        buffer = vec![0.0; len];
+        buffer = vec![0.0; len.max(LEAST) + APART];
     }
     let result = body(&mut buffer[..len]);
     POOL.with_borrow_mut(|pool| {

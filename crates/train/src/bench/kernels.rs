@@ -141,15 +141,22 @@ fn listed() -> Result<Vec<Conv2dShape>> {
     Ok(shapes)
 }
 
-/// The different convolutions of a network, and how often it has each.
+/// What stands for all networks in place of a name.
+const ALL: &str = "all";
+
+/// The different convolutions of a network, or of all, and how often there is each.
 fn of_network(bench: &Bench, name: &str) -> Result<Vec<(Conv2dShape, usize)>> {
     let mut met: Vec<(Convolution, usize)> = Vec::new();
     let [height, width] = bench.size.unwrap_or(networks::STEP);
-    let config = dsd_models::variant(name).ok_or_else(|| dsd_models::Error::unknown_variant(name))?;
-    for convolution in convolutions(&config, networks::CLASSES, [bench.batch, height, width])? {
-        match met.iter_mut().find(|(other, _)| *other == convolution) {
-            Some((_, times)) => *times += 1,
-            None => met.push((convolution, 1)),
+    let names: Vec<&str> =
+        if name == ALL { dsd_models::variants().iter().map(|variant| variant.name).collect() } else { vec![name] };
+    for name in names {
+        let config = dsd_models::variant(name).ok_or_else(|| dsd_models::Error::unknown_variant(name))?;
+        for convolution in convolutions(&config, networks::CLASSES, [bench.batch, height, width])? {
+            match met.iter_mut().find(|(other, _)| *other == convolution) {
+                Some((_, times)) => *times += 1,
+                None => met.push((convolution, 1)),
+            }
         }
     }
     let shape = |Convolution { input, output, kernel, options }: Convolution| Conv2dShape {

@@ -50,7 +50,7 @@ pub struct BenchArguments {
     /// Run the same in PyTorch, in turn; DSD_PYTHON names the interpreter. On 2 threads each.
     #[arg(long, value_enum)]
     peer: Option<PeerKind>,
-    /// kernels: the convolutions of this network, at --batch and --size, in place of the listed ones.
+    /// kernels: the convolutions of this network (`all`: of every one), at --batch and --size, in place of the listed ones.
     #[arg(long)]
     network: Option<String>,
     /// step: blocks computed again in the backward pass instead of kept.

@@ -8,6 +8,9 @@ use super::blocks::Block;
 /// Buffers that a thread keeps; more than one operation ever needs at once.
 const KEPT: usize = 6;
 
+/// Blocks of a page, left unused at the end of each buffer, as in the [other scratch memory](super::super::scratch).
+const APART: usize = 64;
+
 thread_local! {
     static FREE: RefCell<Vec<Vec<Block>>> = const { RefCell::new(Vec::new()) };
 }
@@ -31,7 +34,7 @@ impl Scratch {
         });
         if blocks.len() < len {
             // The old values need not move.
-            blocks = vec![Block::ZERO; len];
+            blocks = vec![Block::ZERO; len + APART];
         }
         Self { blocks, len }
     }
