@@ -91,12 +91,13 @@ mod tests {
 
     #[test]
     fn nested_buffers_are_different_and_come_back() {
-        let outer_address = with_buffer(100, |outer| {
+        let outer_address = with_buffer(4 * LEAST, |outer| {
             outer.fill(1.0);
-            with_buffer(50, |inner| inner.fill(2.0));
+            with_buffer(LEAST, |inner| inner.fill(2.0));
             assert!(outer.iter().all(|&value| value == 1.0));
             outer.as_ptr() as usize
         });
-        assert_eq!(with_buffer(80, |buffer| (buffer.len(), buffer.as_ptr() as usize)), (80, outer_address));
+        let len = 3 * LEAST;
+        assert_eq!(with_buffer(len, |buffer| (buffer.len(), buffer.as_ptr() as usize)), (len, outer_address));
     }
 }
