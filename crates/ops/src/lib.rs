@@ -4,10 +4,12 @@
 //! grouped and strided convolution, batch norm with one value). These operations replace them on the CPU, in f32 (fast
 //! kernels of `dsd-kernels`) and f64 (plain reference). Tensors are `[N,C,H,W]`, inputs may be strided.
 //!
-//! Allocation: a training step allocates and frees hundreds of megabytes; a program that trains should tell its
-//! allocator to keep freed memory, and start with `CANDLE_BARRIER_POOL_SPIN_LIMIT=1` in its environment, because the
+//! Allocation: a training step allocates and frees hundreds of megabytes; a program that trains should have an allocator
+//! that keeps freed memory, gives blocks that begin cache lines (64 bytes) and asks for huge pages: thin networks train a
+//! tenth faster for the last two. It should start with `CANDLE_BARRIER_POOL_SPIN_LIMIT=1` in its environment, because the
 //! threads of candle's elementwise operations otherwise spin for a third of a millisecond on the processors that the next
-//! operation needs. The `dsd` program does both; this crate neither sets an allocator nor a variable.
+//! operation needs. The `dsd` program does all of it (`dsd_train::memory`); this crate neither sets an allocator nor a
+//! variable.
 
 pub mod check;
 mod error;

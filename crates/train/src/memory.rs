@@ -79,10 +79,8 @@ unsafe fn block_of(line: *mut u8) -> *mut u8 {
     unsafe { line.sub(line.sub(size_of::<usize>()).cast::<usize>().read()) }
 }
 
-/// Where the part of the heap ends for which huge pages were asked.
-static HUGE_TO: AtomicUsize = AtomicUsize::new(0);
-/// Bytes of a huge page.
-const HUGE_PAGE: usize = 2 << 20;
+/// Where the heap ended when huge pages were last asked for.
+static HEAP_END: AtomicUsize = AtomicUsize::new(0);
 
 /// Asks for huge pages where the heap has grown to a new block, or for the block where it lies elsewhere, before it is
 /// written to. Planes of channels lie on many small pages, more than the processor keeps the addresses of, and where
@@ -91,16 +89,20 @@ const HUGE_PAGE: usize = 2 << 20;
 #[allow(unsafe_code, reason = "calls into the C library that change how memory is held, not what is in it")]
 fn huge_pages(block: *mut u8, size: usize) {
     const PAGE: usize = 4096;
-    let (start, end) = (block.addr(), block.addr() + size);
-    let held = HUGE_TO.load(Ordering::Relaxed);
-    if end <= held {
+    const HUGE_PAGE: usize = 2 << 20;
+    if size < PAGE {
         return;
     }
     // SAFETY: an increment of 0 asks where the heap ends.
     let heap = unsafe { libc::sbrk(0) }.addr();
+    let (start, end) = (block.addr(), block.addr() + size);
     let (from, to) = if end <= heap {
-        HUGE_TO.fetch_max(heap, Ordering::Relaxed);
-        (if held == 0 { start } else { held }, heap)
+        let before = HEAP_END.swap(heap, Ordering::Relaxed);
+        if before == heap {
+            return;
+        }
+        // What was given back and taken again lies below the old end.
+        (if (1..heap).contains(&before) { before.min(start) } else { start }, heap)
     } else if size >= HUGE_PAGE {
         (start, end)
     } else {
