@@ -21,11 +21,11 @@ const ROWS: usize = 4;
 const COLUMNS: usize = 3;
 /// Columns of a task at most, and channels.
 const TASK_COLUMNS: usize = 192;
-const TASK_CHANNELS: usize = 18;
+const TASK_CHANNELS: usize = 64;
 /// Vectors that could be multiplied in the time that it takes to go from one run of pixels to the next.
 const BETWEEN_RUNS: usize = 1;
 /// Pixels of a region.
-const PIXELS: usize = 1024;
+const PIXELS: usize = 512;
 /// Tasks that a call should have at least.
 const TASKS: usize = 8;
 /// Elements of all sums, where several tasks share the pixels out.

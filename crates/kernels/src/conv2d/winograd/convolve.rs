@@ -135,7 +135,9 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let products_stride = tiles_stride + SKEW;
         let products_len = A * A * products_stride;
         // Weights are transformed part by part, so that they are still in the cache when they are multiplied.
-        let (group, part) = (2.min(out_blocks), limits.part_blocks.min(in_blocks));
+        // Eight tasks, where each then has two blocks or more.
+        let group = (out_blocks / 8).clamp(2, GROUP).min(out_blocks);
+        let part = (limits.part_blocks * group).min(in_blocks);
         let filters_stride = part * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
         let mut values = Scratch::take(A * A * values_stride);

@@ -18,7 +18,7 @@ pub(super) struct Limits {
     pub(super) round_blocks: usize,
     /// if that is between these many tiles: the weights are transformed for each round.
     pub(super) round_tiles: [usize; 2],
-    /// Blocks of input channels whose weights are transformed at a time there.
+    /// Blocks of input channels whose weights are transformed at a time there, for each block of output channels.
     pub(super) part_blocks: usize,
     /// Sums of the gradient of the weights that a task may have of its own,
     pub(super) own_sum_blocks: usize,
@@ -28,8 +28,12 @@ pub(super) struct Limits {
     pub(super) own_tile_blocks: usize,
     /// Transformed tiles of inputs and gradients that are held at once where tasks share the sums,
     pub(super) gradient_round_blocks: usize,
-    /// if that is at least these many tiles.
+    /// if that is at least these many tiles,
     pub(super) gradient_round_tiles: usize,
+    /// or up to twice as many where the sums, which each round reads and writes, are larger than this,
+    pub(super) many_sum_blocks: usize,
+    /// and no more transformed tiles.
+    pub(super) most_gradient_round_blocks: usize,
     /// Sums of the gradient of the weights that are held between rounds.
     pub(super) sum_blocks: usize,
 }
@@ -42,12 +46,14 @@ impl Limits {
         held_filter_blocks: 16 * MEGABYTE,
         round_blocks: 16 * MEGABYTE,
         round_tiles: [64, 256],
-        part_blocks: 4,
+        part_blocks: 2,
         own_sum_blocks: MEGABYTE / 4,
         tiles_of_own_sums: 512,
         own_tile_blocks: MEGABYTE * 3 / 8,
         gradient_round_blocks: 3 * MEGABYTE,
         gradient_round_tiles: 128,
+        many_sum_blocks: 16 * MEGABYTE,
+        most_gradient_round_blocks: 40 * MEGABYTE,
         sum_blocks: 40 * MEGABYTE,
     };
 
@@ -65,6 +71,8 @@ impl Limits {
         own_tile_blocks: 0,
         gradient_round_blocks: 0,
         gradient_round_tiles: 5,
+        many_sum_blocks: 0,
+        most_gradient_round_blocks: 0,
         sum_blocks: 0,
     };
 }

@@ -127,8 +127,12 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
     fn by_filters(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let limits = self.settings.limits;
-        let tiles = limits.gradient_round_blocks / (A * A * (in_blocks + out_blocks));
-        let tiles = tiles.max(limits.gradient_round_tiles);
+        let (tile, least) = (A * A * (in_blocks + out_blocks), limits.gradient_round_tiles);
+        let tiles = if A * A * CHANNELS * in_blocks * out_blocks > limits.many_sum_blocks {
+            (limits.most_gradient_round_blocks / tile).clamp(least, 2 * least)
+        } else {
+            (limits.gradient_round_blocks / tile).max(least)
+        };
         let at_once = (tiles / self.grid.strip_tiles()).clamp(1, self.grid.strips);
         // Groups of input channels, one after the other, whose sums are held at once.
         let group = if at_once < self.grid.strips {
