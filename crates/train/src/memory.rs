@@ -15,7 +15,7 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// neighbours in one, which the processors then take from each other (docs/benchmarks.md has what that costs).
 const LINE: usize = 64;
 
-/// The system's allocator, counting, with blocks that share no cache line. A program that makes it its
+/// The system's allocator, counting; blocks of a cache line and more share none. A program that makes it its
 /// `#[global_allocator]` can ask for [`peak`].
 #[derive(Clone, Copy, Debug)]
 pub struct Counting;
@@ -79,15 +79,14 @@ unsafe fn block_of(line: *mut u8) -> *mut u8 {
     unsafe { line.sub(line.sub(size_of::<usize>()).cast::<usize>().read()) }
 }
 
-/// Where the heap ended when huge pages were last asked for.
-static HEAP_END: AtomicUsize = AtomicUsize::new(0);
-
 /// Asks for huge pages where the heap has grown to a new block, or for the block where it lies elsewhere, before it is
 /// written to. Planes of channels lie on many small pages, more than the processor keeps the addresses of, and where
 /// those lie in the caches is a matter of luck (docs/benchmarks.md). Where the system has none nothing changes.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "calls into the C library that change how memory is held, not what is in it")]
 fn huge_pages(block: *mut u8, size: usize) {
+    /// Where the heap ended when huge pages were last asked for.
+    static HEAP_END: AtomicUsize = AtomicUsize::new(0);
     const PAGE: usize = 4096;
     const HUGE_PAGE: usize = 2 << 20;
     if size < PAGE {

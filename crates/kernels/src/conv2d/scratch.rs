@@ -55,9 +55,9 @@ pub(super) fn with_lists<R>(body: impl FnOnce(&mut Lists) -> R) -> R {
 /// Buffers that one thread keeps at most.
 const KEPT: usize = 8;
 
-/// Elements of a page, left unused at the end of each buffer, and elements of a buffer at least. Processors read ahead what
-/// they expect to need; where that is what another thread writes to, both wait for it. Where all threads had their
-/// buffers side by side from one heap, thin layers took up to half as long again.
+/// Elements of a page, left unused at the end of each buffer, and elements of a buffer at least: so much apart, buffers of
+/// different threads from one heap do not slow each other down. Side by side, thin layers took up to half as long again
+/// (measured; the likely reason is that processors read ahead into what another thread writes to).
 const APART: usize = 1 << 10;
 const LEAST: usize = 1 << 16;
 
