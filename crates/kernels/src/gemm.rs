@@ -9,8 +9,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::fresh::uninit;
+use crate::lanes::{Instructions, ProductStage, Vector};
 use crate::parallel::Shared;
-use crate::simd;
+use crate::prefetch::prefetch;
 
 /// The most rows of a panel of A.
 pub(crate) const PANEL_ROWS: usize = 6;
@@ -28,32 +29,6 @@ pub(crate) type Target<'a> = Shared<'a, MaybeUninit<f32>>;
 /// An initialised slice as a [`Target`].
 pub(crate) fn target(slice: &mut [f32]) -> Target<'_> {
     Shared::new(uninit(slice))
-}
-
-/// Which version of the innermost loop runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Simd {
-    /// Plain Rust.
-    Portable,
-    /// AVX2 and FMA; exists only where the processor has both ([`Simd::detect`]).
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Detected),
-}
-
-/// The proof that [`Simd::detect`] found AVX2 and FMA: nothing outside this module can make one.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Detected(());
-
-impl Simd {
-    /// The best version for this processor.
-    pub(crate) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if simd::avx2_fma() {
-            return Self::Avx2(Detected(()));
-        }
-        Self::Portable
-    }
 }
 
 /// How the rows of A are cut into panels of nearly equal height, at most [`PANEL_ROWS`].
@@ -173,14 +148,46 @@ pub(crate) struct Run {
     pub(crate) len: usize,
 }
 
+/// Where A lies.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    /// In panels, one after the other: the panel of rows r.. starts at r · depth and holds `[depth][rows]`.
+    Packed(&'a [f32]),
+    /// Where it was found.
+    InPlace(Scattered<'a>),
+}
+
+/// Rows that lie anywhere: element z of row r is `elements[rows[r] + places[z]]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Scattered<'a> {
+    pub(crate) elements: &'a [f32],
+    pub(crate) rows: &'a [usize],
+    pub(crate) places: &'a [usize],
+    /// Whether rows lie so far apart that the processor does not fetch the next ones by itself.
+    pub(crate) far: bool,
+}
+
+impl Scattered<'_> {
+    /// Asks for some rows, where their elements lie side by side.
+    #[inline(always)]
+    fn fetch(&self, rows: Range<usize>) {
+        let &[first, .., last] = self.places else { return };
+        if self.far && (first..first + 2 * self.places.len()).contains(&last) {
+            for row in &self.rows[rows] {
+                prefetch(&self.elements[row + first..=row + last]);
+            }
+        }
+    }
+}
+
 /// One part of C to compute: some panels of A times some panels of B.
 pub(crate) struct Block<'a> {
     /// How A's rows are cut.
     pub(crate) row_panels: RowPanels,
     /// The panels of A that this block computes.
     pub(crate) panels: Range<usize>,
-    /// All of A, packed: the panel of rows r.. starts at r · depth.
-    pub(crate) a: &'a [f32],
+    /// All of A.
+    pub(crate) a: Rows<'a>,
     /// The columns of B, as many as `columns` has.
     pub(crate) b: Columns<'a>,
     /// Where in C each column begins.
@@ -199,185 +206,211 @@ impl Block<'_> {
     /// # Safety
     /// Nobody else uses the elements of C in these rows and columns meanwhile, and where `add` they are initialised.
     /// Afterwards all of them are.
-    #[allow(unsafe_code, reason = "calls into the version that detection has chosen; C is shared between tasks")]
-    pub(crate) unsafe fn run(&self, simd: Simd, c: Target<'_>) {
-        match simd {
-            // SAFETY: exclusive use of this part of C is the caller's contract.
-            Simd::Portable => unsafe { self.rounds::<false>(c) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Detected` exists only after detection; exclusive use as above.
-            Simd::Avx2(_) => unsafe { self.rounds_avx2(c) },
-        }
+    #[allow(unsafe_code, reason = "C is shared between tasks")]
+    pub(crate) unsafe fn run(&self, instructions: Instructions, c: Target<'_>) {
+        instructions.run_products(Tiles { block: self, c });
     }
+}
 
-    #[allow(unsafe_code, reason = "the generic body compiled with AVX2 and FMA")]
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn rounds_avx2(&self, c: Target<'_>) {
-        // SAFETY: this function has the features; exclusive use is the caller's contract.
-        unsafe { self.rounds::<true>(c) }
-    }
+/// A block and where it goes; made by [`Block::run`] only, under its contract.
+struct Tiles<'a> {
+    block: &'a Block<'a>,
+    c: Target<'a>,
+}
 
-    /// # Safety
-    /// As [`Self::run`], and AVX2 and FMA are enabled where `AVX2`.
-    #[allow(unsafe_code, reason = "hands its contract on")]
+impl ProductStage for Tiles<'_> {
     #[inline(always)]
-    unsafe fn rounds<const AVX2: bool>(&self, c: Target<'_>) {
+    fn run<V: Vector, H: Vector>(self) {
+        let Block { row_panels, panels, a, b, .. } = self.block;
         // Where C is larger than B, several panels of B stay in the first-level cache while panels of A pass, so that
         // rows of C are written in long runs.
-        let rows = self.row_panels.rows(self.panels.start).start..self.row_panels.rows(self.panels.end - 1).end;
-        let depth = self.b.rows.len();
+        let rows = row_panels.rows(panels.start).start..row_panels.rows(panels.end - 1).end;
+        let depth = b.rows.len();
         let group = if rows.len() > depth { (CACHED_COLUMNS / (PANEL_COLUMNS * depth)).max(1) } else { 1 };
-        for round in self.panels.clone().step_by(PANELS_PER_ROUND) {
-            let round = round..(round + PANELS_PER_ROUND).min(self.panels.end);
-            for group in self.b.panels.chunks(group) {
+        let reach = match a {
+            Rows::InPlace(a) => a.places.iter().max().copied().unwrap_or(0),
+            Rows::Packed(_) => 0,
+        };
+        for round in panels.clone().step_by(PANELS_PER_ROUND) {
+            let round = round..(round + PANELS_PER_ROUND).min(panels.end);
+            for (index, group) in b.panels.chunks(group).enumerate() {
                 for panel in round.clone() {
-                    let rows = self.row_panels.rows(panel);
-                    let a = &self.a[rows.start * depth..rows.end * depth];
-                    for b in group {
-                        // SAFETY: the contract is handed on unchanged.
-                        unsafe {
-                            match rows.len() {
-                                1 => self.tile::<AVX2, 1>(a, b, rows.start, c),
-                                2 => self.tile::<AVX2, 2>(a, b, rows.start, c),
-                                3 => self.tile::<AVX2, 3>(a, b, rows.start, c),
-                                4 => self.tile::<AVX2, 4>(a, b, rows.start, c),
-                                5 => self.tile::<AVX2, 5>(a, b, rows.start, c),
-                                _ => self.tile::<AVX2, 6>(a, b, rows.start, c),
+                    let rows = row_panels.rows(panel);
+                    match *a {
+                        Rows::Packed(a) => {
+                            self.row_panel::<V, H, _>(Packed(&a[rows.start * depth..rows.end * depth]), group, rows);
+                        }
+                        Rows::InPlace(a) => {
+                            if index == 0 && panel + 1 < panels.end {
+                                a.fetch(row_panels.rows(panel + 1));
                             }
+                            self.row_panel::<V, H, _>(InPlace { a, first: rows.start, reach }, group, rows);
                         }
                     }
                 }
             }
         }
     }
+}
 
-    /// # Safety
-    /// As [`Self::rounds`].
-    #[allow(unsafe_code, reason = "hands its contract on; rows of C come from the shared slice")]
+/// The rows of one panel of A.
+trait Factors<'a>: Copy {
+    /// The elements; element z of row r of ROWS is at `starts[r]` + [`Self::place`] of z.
+    fn elements(self) -> &'a [f32];
+    /// Where the rows start. Checks that all their elements are there.
+    fn starts<const ROWS: usize>(self, depth: usize) -> [usize; ROWS];
+    fn place<const ROWS: usize>(self, z: usize) -> usize;
+}
+
+#[derive(Clone, Copy)]
+struct Packed<'a>(&'a [f32]);
+
+impl<'a> Factors<'a> for Packed<'a> {
     #[inline(always)]
-    unsafe fn tile<const AVX2: bool, const ROWS: usize>(&self, a: &[f32], b: &Panel, first_row: usize, c: Target<'_>) {
-        let columns = &self.columns[b.columns.clone()];
-        let b = &self.b.elements[b.first..];
-        // Not a copy: its elements would be stored one by one and loaded together, which waits for the stores.
-        let start: Option<&[f32; ROWS]> = match self.bias {
-            Some(bias) if !self.add => bias[first_row..].first_chunk(),
-            _ => None,
+    fn elements(self) -> &'a [f32] {
+        self.0
+    }
+    #[inline(always)]
+    fn starts<const ROWS: usize>(self, depth: usize) -> [usize; ROWS] {
+        assert!(depth * ROWS <= self.0.len());
+        std::array::from_fn(|row| row)
+    }
+    #[inline(always)]
+    fn place<const ROWS: usize>(self, z: usize) -> usize {
+        z * ROWS
+    }
+}
+
+#[derive(Clone, Copy)]
+struct InPlace<'a> {
+    a: Scattered<'a>,
+    /// The first row.
+    first: usize,
+    /// The farthest place.
+    reach: usize,
+}
+
+impl<'a> Factors<'a> for InPlace<'a> {
+    #[inline(always)]
+    fn elements(self) -> &'a [f32] {
+        self.a.elements
+    }
+    #[inline(always)]
+    fn starts<const ROWS: usize>(self, depth: usize) -> [usize; ROWS] {
+        assert!(depth <= self.a.places.len());
+        let mut starts = [0; ROWS];
+        starts.copy_from_slice(&self.a.rows[self.first..self.first + ROWS]);
+        for start in starts {
+            assert!(start + self.reach < self.a.elements.len());
+        }
+        starts
+    }
+    #[inline(always)]
+    fn place<const ROWS: usize>(self, z: usize) -> usize {
+        self.a.places[z]
+    }
+}
+
+impl Tiles<'_> {
+    /// What one panel of A and some panels of B give.
+    #[inline(always)]
+    fn row_panel<'f, V: Vector, H: Vector, F: Factors<'f>>(&self, a: F, b: &[Panel], rows: Range<usize>) {
+        for b in b {
+            if b.columns.len() <= H::LEN {
+                self.tile_of_rows::<H, F>(a, b, &rows);
+            } else {
+                self.tile_of_rows::<V, F>(a, b, &rows);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile_of_rows<'f, V: Vector, F: Factors<'f>>(&self, a: F, b: &Panel, rows: &Range<usize>) {
+        match rows.len() {
+            1 => self.tile::<V, F, 1>(a, b, rows.start),
+            2 => self.tile::<V, F, 2>(a, b, rows.start),
+            3 => self.tile::<V, F, 3>(a, b, rows.start),
+            4 => self.tile::<V, F, 4>(a, b, rows.start),
+            5 => self.tile::<V, F, 5>(a, b, rows.start),
+            _ => self.tile::<V, F, PANEL_ROWS>(a, b, rows.start),
+        }
+    }
+
+    /// The tile of C that one panel of A and one of B give.
+    #[allow(unsafe_code, reason = "rows of C come from the shared slice")]
+    #[inline(always)]
+    fn tile<'f, V: Vector, F: Factors<'f>, const ROWS: usize>(&self, a: F, b: &Panel, first_row: usize) {
+        let Block { add, row_stride, .. } = *self.block;
+        let columns = &self.block.columns[b.columns.clone()];
+        let run = columns[columns.len() - 1] - columns[0] == columns.len() - 1;
+        let part = |row: usize, column: usize, len: usize| {
+            // SAFETY: these elements belong to this block by contract.
+            unsafe { self.c.part(columns[column] + (first_row + row) * row_stride, len) }
         };
-        let run = columns.len() == PANEL_COLUMNS && columns[PANEL_COLUMNS - 1] - columns[0] == PANEL_COLUMNS - 1;
-        #[cfg(target_arch = "x86_64")]
-        if AVX2 && run {
-            // SAFETY: the features are enabled by contract; `part` checks the bounds of each row of C.
-            unsafe {
-                avx2::tile_to_rows::<ROWS>(a, b, self.b.rows, start, self.add, |row| {
-                    c.part(columns[0] + (first_row + row) * self.row_stride, PANEL_COLUMNS)
-                });
+        if run && columns.len() == V::LEN {
+            if !add {
+                // Where C has not been in the cache yet, it is fetched while the sums are made.
+                for row in 0..ROWS {
+                    prefetch(part(row, 0, 1));
+                }
+            }
+            let sums = self.sums::<V, F, ROWS>(a, b, first_row);
+            for row in 0..ROWS {
+                let (out, mut sum) = (part(row, 0, V::LEN), sums[row]);
+                if add {
+                    // SAFETY: what is added to has been written by contract, so this is a slice of f32.
+                    sum = sum.add(unsafe { V::load_at(&*(std::ptr::from_ref(out) as *const [f32]), 0) });
+                }
+                sum.write(out);
             }
             return;
         }
-        let mut sums = [[0f32; PANEL_COLUMNS]; ROWS];
-        #[cfg(target_arch = "x86_64")]
-        if AVX2 {
-            let rows = target(sums.as_flattened_mut());
-            // SAFETY: the features are enabled by contract; each row of the buffer is handed out once.
-            unsafe {
-                avx2::tile_to_rows::<ROWS>(a, b, self.b.rows, start, false, |row| {
-                    rows.part(row * PANEL_COLUMNS, PANEL_COLUMNS)
-                })
-            };
+        let mut sums = [[0.0; PANEL_COLUMNS]; ROWS];
+        for (to, sum) in sums.iter_mut().zip(self.sums::<V, F, ROWS>(a, b, first_row)) {
+            sum.write(uninit(to));
         }
-        if !AVX2 {
-            sums = portable_tile::<ROWS>(a, b, self.b.rows, start);
-        }
-        let run = columns[columns.len() - 1] - columns[0] == columns.len() - 1;
         let count = if run { columns.len() } else { 1 };
         for (row, sums) in sums.iter().enumerate() {
-            for (columns, sums) in columns.chunks(count).zip(sums.chunks(count)) {
-                // SAFETY: these elements belong to this block by contract.
-                let out = unsafe { c.part(columns[0] + (first_row + row) * self.row_stride, count) };
-                for (out, sum) in out.iter_mut().zip(sums) {
+            for column in (0..columns.len()).step_by(count) {
+                for (out, sum) in part(row, column, count).iter_mut().zip(&sums[column..]) {
                     // SAFETY: what is added to has been written by contract.
-                    let old = if self.add { unsafe { out.assume_init() } } else { 0.0 };
-                    out.write(if self.add { old + sum } else { *sum });
+                    let old = if add { unsafe { out.assume_init() } } else { 0.0 };
+                    out.write(if add { old + sum } else { *sum });
                 }
             }
         }
     }
-}
 
-#[inline(always)]
-fn portable_tile<const ROWS: usize>(
-    a: &[f32],
-    b: &[f32],
-    rows: &[usize],
-    start: Option<&[f32; ROWS]>,
-) -> [[f32; PANEL_COLUMNS]; ROWS] {
-    let mut sums = start.map_or([[0.0; PANEL_COLUMNS]; ROWS], |start| start.map(|value| [value; PANEL_COLUMNS]));
-    for (a, row) in a.chunks_exact(ROWS).zip(rows) {
-        for (sums, a) in sums.iter_mut().zip(a) {
-            for (sum, b) in sums.iter_mut().zip(&b[*row..][..PANEL_COLUMNS]) {
-                *sum += a * b;
-            }
-        }
-    }
-    sums
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::{
-        __m256, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
-        _mm256_storeu_ps,
-    };
-    use std::mem::MaybeUninit;
-
-    /// A tile of C, stored to or added to the rows that `row` hands out.
-    ///
-    /// # Safety
-    /// AVX2 and FMA are enabled, `b` has 16 elements from each of `rows` on, and every slice that `row` hands out has 16
-    /// elements, initialised where `add`.
-    #[allow(unsafe_code, reason = "vector instructions and unchecked reads in the innermost loop")]
+    /// The innermost loop: one panel of A times one of B, on top of the bias unless C is added to.
+    #[allow(unsafe_code, reason = "unchecked reads in the innermost loop")]
     #[inline(always)]
-    pub(super) unsafe fn tile_to_rows<'a, const ROWS: usize>(
-        a: &[f32],
-        b: &[f32],
-        rows: &[usize],
-        start: Option<&[f32; ROWS]>,
-        add: bool,
-        mut row: impl FnMut(usize) -> &'a mut [MaybeUninit<f32>],
-    ) {
-        assert!(a.len() >= rows.len() * ROWS);
-        let (mut a, b) = (a.as_ptr(), b.as_ptr());
-        // SAFETY: step t of the loop reads a[t·ROWS ..][..ROWS], inside by the assertion, and 16 elements of `b` from row t
-        // on, inside by contract; the rows of C have 16 elements by contract.
-        unsafe {
-            let mut sums: [[__m256; 2]; ROWS] = [[_mm256_setzero_ps(); 2]; ROWS];
-            if let Some(start) = start {
-                for index in 0..ROWS {
-                    sums[index] = [_mm256_broadcast_ss(&start[index]); 2];
-                }
-            }
-            for row in rows {
-                let b = b.add(*row);
-                let (low, high) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-                for index in 0..ROWS {
-                    let factor = _mm256_broadcast_ss(&*a.add(index));
-                    sums[index][0] = _mm256_fmadd_ps(factor, low, sums[index][0]);
-                    sums[index][1] = _mm256_fmadd_ps(factor, high, sums[index][1]);
-                }
-                a = a.add(ROWS);
-            }
-            for index in 0..ROWS {
-                let out = row(index).as_mut_ptr().cast::<f32>();
-                let [mut low, mut high] = sums[index];
-                if add {
-                    low = _mm256_add_ps(low, _mm256_loadu_ps(out));
-                    high = _mm256_add_ps(high, _mm256_loadu_ps(out.add(8)));
-                }
-                _mm256_storeu_ps(out, low);
-                _mm256_storeu_ps(out.add(8), high);
+    fn sums<'f, V: Vector, F: Factors<'f>, const ROWS: usize>(&self, a: F, b: &Panel, first_row: usize) -> [V; ROWS] {
+        const { assert!(V::LEN <= PANEL_COLUMNS) };
+        let Columns { elements, rows, .. } = self.block.b;
+        let mut sums = [V::splat(0.0); ROWS];
+        if let Some(bias) = self.block.bias
+            && !self.block.add
+        {
+            for row in 0..ROWS {
+                sums[row] = V::splat(bias[first_row + row]);
             }
         }
+        let starts = a.starts::<ROWS>(rows.len());
+        let mut factors = [a.elements().as_ptr(); ROWS];
+        for row in 0..ROWS {
+            factors[row] = factors[row].wrapping_add(starts[row]);
+        }
+        for (z, b_row) in rows.iter().enumerate() {
+            // SAFETY: `Columns` has 16 elements from each of its rows on in every panel.
+            let values = unsafe { V::load_at(elements, b.first + b_row) };
+            let place = a.place::<ROWS>(z);
+            for row in 0..ROWS {
+                // SAFETY: `starts` has checked every place of these rows.
+                let factor = V::splat(unsafe { *factors[row].add(place) });
+                sums[row] = factor.mul_add(values, sums[row]);
+            }
+        }
+        sums
     }
 }
 
@@ -425,13 +458,13 @@ mod tests {
                 }
             }
             let offsets: Vec<usize> = (0..columns).collect();
-            for simd in [Simd::Portable, Simd::detect()] {
+            for instructions in Instructions::all() {
                 let (mut c, mut panels) = (vec![0.0; rows * columns], Vec::new());
                 for add in [false, true] {
                     let block = Block {
                         row_panels,
                         panels: 0..row_panels.count(),
-                        a: &packed_a,
+                        a: Rows::Packed(&packed_a),
                         b: Columns::packed(&packed_b, depth, columns, &mut panels),
                         columns: &offsets,
                         row_stride: columns,
@@ -439,13 +472,16 @@ mod tests {
                         bias: Some(&bias),
                     };
                     // SAFETY: `c` is used by nobody else.
-                    unsafe { block.run(simd, target(&mut c)) };
+                    unsafe { block.run(instructions, target(&mut c)) };
                     for (index, got) in c.iter().enumerate() {
                         let (i, j) = (index / columns, index % columns);
                         let sum: f64 =
                             (0..depth).map(|z| f64::from(a[i * depth + z]) * f64::from(b[z * columns + j])).sum();
                         let expected = if add { 2.0 } else { 1.0 } * sum + f64::from(bias[i]);
-                        assert!((f64::from(*got) - expected).abs() < 1e-4, "{simd:?} {rows} {depth} {columns} {index}");
+                        assert!(
+                            (f64::from(*got) - expected).abs() < 1e-4,
+                            "{instructions:?} {rows} {depth} {columns} {index}"
+                        );
                     }
                 }
             }

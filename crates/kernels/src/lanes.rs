@@ -4,8 +4,11 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use crate::gemm::Simd;
-use crate::simd;
+use crate::simd::{self, Level};
+
+mod sums;
+
+pub(crate) use sums::{ProductStage, Vector};
 
 /// Numbers that one vector holds.
 pub(crate) const WIDTH: usize = 8;
@@ -30,8 +33,6 @@ pub(crate) trait Lanes: Copy {
     fn separate(low: Self, high: Self) -> [Self; 2];
     /// The values of `even` and `odd` in turn: sixteen. Undoes `separate`.
     fn alternate(even: Self, odd: Self) -> [Self; 2];
-    /// The sums of the eight values of each of four vectors.
-    fn sums(four: [Self; 4]) -> [f32; 4];
     /// Column j of eight rows of four becomes vector j.
     fn load_four_columns(rows: [&[f32; 4]; WIDTH]) -> [Self; 4];
 
@@ -173,10 +174,6 @@ impl Lanes for [f32; WIDTH] {
         both
     }
     #[inline(always)]
-    fn sums(four: [Self; 4]) -> [f32; 4] {
-        four.map(|[a, b, c, d, e, f, g, h]| ((a + c) + (b + d)) + ((e + g) + (f + h)))
-    }
-    #[inline(always)]
     fn load_four_columns(rows: [&[f32; 4]; WIDTH]) -> [Self; 4] {
         std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
     }
@@ -244,20 +241,6 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn sums([a, b, c, d]: [Self; 4]) -> [f32; 4] {
-        let mut sums = [0.0; 4];
-        // SAFETY: as above; the array has four values.
-        unsafe {
-            // In each half: a0 + a2, b0 + b2, a1 + a3, b1 + b3.
-            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
-            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
-            let halves = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xEE>(ab, cd));
-            let whole = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
-            _mm_storeu_ps(sums.as_mut_ptr(), whole);
-        }
-        sums
-    }
-    #[inline(always)]
     fn load_four_columns(rows: [&[f32; 4]; WIDTH]) -> [Self; 4] {
         // Rows that lie four apart side by side: what is left is to transpose squares of 4 × 4.
         let mut pairs = [Self::zero(); 4];
@@ -306,43 +289,35 @@ pub(crate) trait Stage {
 /// The instructions that stages run with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Instructions {
-    avx2_fma: bool,
+    level: Level,
 }
 
 impl Instructions {
     /// What this processor has.
     pub(crate) fn detect() -> Self {
-        Self { avx2_fma: simd::avx2_fma() }
+        Self { level: simd::level() }
     }
 
-    /// Plain code for any processor.
+    /// Each choice that this processor has.
     #[cfg(test)]
-    pub(crate) fn portable() -> Self {
-        Self { avx2_fma: false }
-    }
-
-    /// The same for matrix products.
-    pub(crate) fn simd(self) -> Simd {
-        if self.avx2_fma { Simd::detect() } else { Simd::Portable }
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let levels = [Level::Portable, Level::Avx2, Level::Avx512];
+        levels.into_iter().filter(|level| *level <= simd::level()).map(|level| Self { level })
     }
 
     /// Runs a stage.
     pub(crate) fn run(self, stage: impl Stage) {
         #[cfg(target_arch = "x86_64")]
-        if self.avx2_fma {
+        if self.level >= Level::Avx2 {
             #[allow(unsafe_code, reason = "run-time detection stands before it")]
-            // SAFETY: `avx2_fma` is true only where `detect` has found both features.
+            // SAFETY: levels from AVX2 on exist only where `detect` has found AVX2 and FMA.
             unsafe {
                 run_avx2(stage);
             }
             return;
         }
-        run_portable(stage);
+        stage.run::<[f32; WIDTH]>();
     }
-}
-
-fn run_portable(stage: impl Stage) {
-    stage.run::<[f32; WIDTH]>();
 }
 
 #[cfg(target_arch = "x86_64")]

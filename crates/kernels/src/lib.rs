@@ -20,6 +20,7 @@ pub(crate) mod lanes;
 pub mod max_pool2d;
 pub mod optimiser;
 pub(crate) mod parallel;
+mod prefetch;
 pub mod resize;
 pub mod scale_channels;
 pub(crate) mod simd;

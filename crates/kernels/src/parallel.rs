@@ -33,11 +33,6 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
-    /// Elements of the whole slice.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// What follows element `from`, shared.
     pub(crate) fn after(self, from: usize) -> Self {
         assert!(from <= self.len, "element {from} of {}", self.len);

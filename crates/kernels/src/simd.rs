@@ -1,30 +1,49 @@
 //! Which vector instructions the fast kernels may use, found out once at run time.
 //!
 //! A fast kernel is an `#[inline(always)]` generic body, called from one `#[target_feature(enable = "avx2,fma")]`
-//! function and from one plain function (the portable path). `DSD_PORTABLE=1` forces the portable path, which the tests
-//! run as well.
+//! function and from one plain function (the portable path); matrix products are compiled for AVX-512 as well.
+//! `DSD_SIMD=portable` or `avx2` keeps them from better instructions; the tests run each path that the processor has.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::OnceLock;
 
-/// 0 not looked up yet, 1 portable, 2 AVX2 and FMA.
-static LEVEL: AtomicU8 = AtomicU8::new(0);
+/// What fast kernels are compiled for; each level has the instructions of those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Any processor.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512F as well.
+    Avx512,
+}
 
-/// True where the processor has AVX2 and FMA and the portable path is not forced.
+/// The best level of this processor, or a lower one that is forced.
+#[inline]
+pub(crate) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let most = match std::env::var("DSD_SIMD").as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        present().min(most)
+    })
+}
+
+/// The best level of this processor.
+fn present() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        return if std::arch::is_x86_feature_detected!("avx512f") { Level::Avx512 } else { Level::Avx2 };
+    }
+    Level::Portable
+}
+
+/// True where the level has AVX2 and FMA.
 #[inline]
 pub(crate) fn avx2_fma() -> bool {
-    match LEVEL.load(Ordering::Relaxed) {
-        0 => {
-            let forced = std::env::var_os("DSD_PORTABLE").is_some_and(|value| value != "0");
-            #[cfg(target_arch = "x86_64")]
-            let present = std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-            #[cfg(not(target_arch = "x86_64"))]
-            let present = false;
-            let found = present && !forced;
-            LEVEL.store(if found { 2 } else { 1 }, Ordering::Relaxed);
-            found
-        }
-        level => level == 2,
-    }
+    level() >= Level::Avx2
 }
 
 /// Calls a generic `#[inline(always)]` function compiled twice: with AVX2 and FMA where present, else portably.

@@ -5,7 +5,6 @@ use std::mem::MaybeUninit;
 use super::winograd::{self, Task, Tile};
 use super::{Algorithm, Conv2dShape, depthwise, implicit, input_gradient, reference, weight_gradient};
 use crate::fresh::{uninit, written};
-use crate::gemm::Simd;
 use crate::lanes::Instructions;
 use crate::{Float, Result};
 
@@ -90,7 +89,7 @@ fn fill_output(
 ) -> Result<()> {
     match algorithm {
         Algorithm::Depthwise if depthwise::applies(shape) => depthwise::forward(shape, x, weight, bias, y),
-        Algorithm::Gemm => implicit::forward(Simd::detect(), shape, x, weight, bias, y),
+        Algorithm::Gemm => implicit::forward(Instructions::detect(), shape, x, weight, bias, y),
         other => winograd::forward(tile(other, shape)?, shape, x, weight, bias, y),
     }
     Ok(())
@@ -107,7 +106,7 @@ fn fill_input_gradient(
 ) -> Result<()> {
     match algorithm {
         Algorithm::Depthwise if depthwise::applies(shape) => depthwise::backward_input(shape, weight, grad_y, grad_x),
-        Algorithm::Gemm => input_gradient::backward_input(Simd::detect(), shape, weight, grad_y, grad_x),
+        Algorithm::Gemm => input_gradient::backward_input(Instructions::detect(), shape, weight, grad_y, grad_x),
         other => winograd::backward_input(tile(other, shape)?, shape, weight, grad_y, grad_x),
     }
     Ok(())

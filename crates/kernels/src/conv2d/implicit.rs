@@ -6,12 +6,13 @@ use super::Conv2dShape;
 use super::lowering::kernel_taps;
 use super::products::{Planes, Reading, Regions, Sums};
 use super::scratch::with_buffer;
-use crate::gemm::{RowPanels, Simd, pack_panel};
+use crate::gemm::{PANEL_ROWS, RowPanels, pack_panel};
+use crate::lanes::Instructions;
 use crate::parallel::Shared;
 
 /// The output, bias included; every element of `y` is written.
 pub(super) fn forward(
-    simd: Simd,
+    instructions: Instructions,
     shape: &Conv2dShape,
     x: &[f32],
     weight: &[f32],
@@ -38,7 +39,7 @@ pub(super) fn forward(
             let regions = Regions::for_products(planes, reading, rows, taps.len());
             let weight = &weight[group * rows * depth..(group + 1) * rows * depth];
             regions.pack_weights((rows, taps.len()), packed, |panel, block, out| {
-                let mut slices: [&[f32]; 6] = [&[]; 6];
+                let mut slices: [&[f32]; PANEL_ROWS] = [&[]; PANEL_ROWS];
                 let height = panel.len();
                 for (slice, row) in slices.iter_mut().zip(panel) {
                     *slice = &weight[row * depth + block.start..row * depth + block.end];
@@ -47,7 +48,7 @@ pub(super) fn forward(
             });
             let bias = bias.map(|bias| &bias[group * rows..(group + 1) * rows]);
             let taps = regions.tap_offsets(taps.iter().copied());
-            let sums = Sums { simd, row_panels, rows, taps, weights: packed, bias };
+            let sums = Sums { instructions, row_panels, rows, taps, weights: packed, bias };
             regions.fill(&sums, [shape.out_channels, group * rows], y);
         }
     });

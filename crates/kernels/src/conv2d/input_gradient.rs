@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use super::Conv2dShape;
 use super::products::{Output, Planes, Reading, Region, Regions, Sums};
 use super::scratch::{Lists, with_buffer, with_lists};
-use crate::gemm::{RowPanels, Simd, Target, target};
+use crate::gemm::{RowPanels, Target, target};
 use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
 use crate::parallel::{Shared, for_each_task};
 
@@ -61,7 +61,7 @@ pub(super) fn classes(shape: &Conv2dShape) -> (Vec<Class>, [usize; 2]) {
 
 /// The gradient of the input; every element of `grad_x` is written.
 pub(super) fn backward_input(
-    simd: Simd,
+    instructions: Instructions,
     shape: &Conv2dShape,
     weight: &[f32],
     grad_y: &[f32],
@@ -100,7 +100,7 @@ pub(super) fn backward_input(
                 });
             }
             let sums = |class: &Class| Sums {
-                simd,
+                instructions,
                 row_panels,
                 rows,
                 taps: regions.tap_offsets(class.taps.iter().map(|tap| tap.1)),

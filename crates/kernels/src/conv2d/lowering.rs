@@ -73,6 +73,22 @@ impl Border {
         self.before == [0, 0] && self.stride == [1, 1] && self.part[1] == self.size[1] && self.part[0] <= self.size[0]
     }
 
+    /// The rows of the border, and those of them that the plane has, that the outputs read whose first row is
+    /// `first_row`.
+    fn rows(&self, first_row: usize) -> [Range<usize>; 2] {
+        let rows = first_row * self.stride[0]..(first_row + self.part[0]) * self.stride[0];
+        let inside = |row: usize| row.clamp(rows.start, rows.end);
+        let inside = inside(self.before[0])..inside(self.size[0] + self.before[0]);
+        [rows, inside]
+    }
+
+    /// Those rows of a plane that the outputs read whose first row is `first_row`.
+    pub(super) fn rows_read<'p>(&self, plane: &'p [f32], first_row: usize) -> &'p [f32] {
+        let [_, rows] = self.rows(first_row);
+        let before = self.before[0].min(rows.start);
+        &plane[(rows.start - before) * self.size[1]..(rows.end - before) * self.size[1]]
+    }
+
     /// Copies what the outputs read whose first row is `first_row`. Sub-planes that are never read keep their old
     /// contents.
     pub(super) fn copy_rows(&self, plane: &[f32], first_row: usize, copy: &mut [f32]) {
@@ -116,12 +132,10 @@ struct CopyPlane<'a> {
 impl Stage for CopyPlane<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Border { size: [height, width], before: [before, _], stride: [row_stride, stride], .. } = *self.border;
+        let Border { size: [_, width], before: [before, _], stride: [row_stride, stride], .. } = *self.border;
         let Border { part: [part_rows, part_width], ref used, ref columns, .. } = *self.border;
         let part_len = part_rows * part_width;
-        // Rows of the border, and those of them that the plane has.
-        let rows = self.first_row * row_stride..(self.first_row + part_rows) * row_stride;
-        let inside = before.clamp(rows.start, rows.end)..(height + before).clamp(rows.start, rows.end);
+        let [rows, inside] = self.border.rows(self.first_row);
         if self.edges {
             for (index, part) in self.copy.chunks_exact_mut(part_len).enumerate().filter(|&(index, _)| used[index]) {
                 let of_rest = |row: usize| (row - rows.start).saturating_sub(index / stride).div_ceil(row_stride);

@@ -10,7 +10,6 @@ mod implicit;
 mod input_gradient;
 mod live_taps;
 mod lowering;
-mod outer_products;
 mod products;
 mod reference;
 mod scratch;

@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use super::lowering::{Border, pack_pixels};
 use super::scratch::{Lists, with_buffer, with_lists};
-use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Run, Simd, Target};
-use crate::lanes::WIDTH;
+use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Rows, Run, Target};
+use crate::lanes::Instructions;
 use crate::parallel::{Shared, for_each_task};
+use crate::prefetch::prefetch;
 
 /// Output elements of a region at most, so that they stay in the second-level cache,
 const REGION_OUTPUTS: usize = 64 << 10;
@@ -23,8 +24,8 @@ const REGION_COPY: usize = 32 << 10;
 /// Regions that a pass should have at least, if they would have this many pixels.
 const REGIONS: usize = 8;
 const FEW_PIXELS: usize = 48;
-/// Pixels of an image that is better read where it lies than copied to others.
-const WHOLE_IMAGES: usize = 256;
+/// Channels between the one that is copied and the one that is fetched into the cache meanwhile.
+const AHEAD: usize = 4;
 /// Elements of a cache line.
 const LINE: usize = 16;
 
@@ -72,7 +73,7 @@ pub(super) struct Region {
 
 /// Rows of the output from the inputs at some taps.
 pub(super) struct Sums<'a> {
-    pub(super) simd: Simd,
+    pub(super) instructions: Instructions,
     pub(super) row_panels: RowPanels,
     pub(super) rows: usize,
     /// Where the taps lie in the copy.
@@ -126,39 +127,27 @@ impl<'a> Regions<'a> {
         Self { planes, out, images, rows, border, channel_stride, block }
     }
 
-    /// From one channel of a copy to the next.
-    pub(super) fn channel_stride(&self) -> usize {
-        self.channel_stride
-    }
-
-    /// True where regions are whole images that may be read where they lie: one tap, whole vectors.
-    pub(super) fn are_whole_images(&self) -> bool {
-        let pixels = self.out[0] * self.out[1];
-        let same = self.out == self.planes.size && self.border.is_contiguous();
-        same && self.rows == self.out[0] && pixels.is_multiple_of(WIDTH) && pixels >= WHOLE_IMAGES
-    }
-
-    /// The planes of the images of a region from a channel on, as they are, and how far channels and images lie apart.
-    pub(super) fn in_place(&self, region: &Region, channel: usize) -> (&'a [f32], [usize; 2]) {
-        let plane = self.planes.size[0] * self.planes.size[1];
-        let from = (region.images.start * self.planes.of + self.planes.first + channel) * plane;
-        (&self.planes.elements[from..], [plane, self.planes.of * plane])
+    /// What a region reads of some channels: where it lies, if rows follow each other there as in a copy, else a copy in
+    /// `buffer`; and how far channels lie apart.
+    pub(super) fn read<'b>(
+        &'b self,
+        region: &Region,
+        channels: Range<usize>,
+        buffer: &'b mut [f32],
+    ) -> (&'b [f32], usize) {
+        if self.border.is_contiguous() && region.images.len() == 1 {
+            let plane = self.planes.size[0] * self.planes.size[1];
+            let channel = region.images.start * self.planes.of + self.planes.first + channels.start;
+            let from = channel * plane + region.rows.start * self.planes.size[1];
+            return (&self.planes.elements[from..], plane);
+        }
+        (self.copy(region, channels, buffer), self.channel_stride)
     }
 
     /// From one image of a copy to the next: each channel of all images lies together, so that images without a border
     /// follow each other.
     pub(super) fn image_stride(&self) -> usize {
         self.border.plane_len()
-    }
-
-    /// From one row of a copy to the next.
-    pub(super) fn row_step(&self) -> usize {
-        self.border.row_step()
-    }
-
-    /// Channels that are copied at a time.
-    pub(super) fn block(&self) -> usize {
-        self.block
     }
 
     /// Elements of a copy.
@@ -287,7 +276,7 @@ impl<'a> Regions<'a> {
                         let block = Block {
                             row_panels: sums.row_panels,
                             panels: panels.clone(),
-                            a: &sums.weights[first * taps * sums.rows..channels.end * taps * sums.rows],
+                            a: Rows::Packed(&sums.weights[first * taps * sums.rows..channels.end * taps * sums.rows]),
                             b,
                             columns: output.columns,
                             row_stride: output.row_stride,
@@ -295,7 +284,7 @@ impl<'a> Regions<'a> {
                             bias: sums.bias,
                         };
                         // SAFETY: the contract is handed on unchanged.
-                        unsafe { block.run(sums.simd, output.elements) };
+                        unsafe { block.run(sums.instructions, output.elements) };
                     };
                     if in_place || rows.len() > PACKED_ROWS {
                         multiply(Columns::in_place(copy, rows, runs, list));
@@ -318,6 +307,11 @@ impl<'a> Regions<'a> {
         let contiguous = self.border.is_contiguous();
         for (channel, copy) in channels.zip(copy.chunks_mut(self.channel_stride)) {
             for (image, copy) in region.images.clone().zip(copy.chunks_exact_mut(self.image_stride())) {
+                // Channels lie so far apart that the processor does not fetch the next one by itself.
+                if channel + AHEAD < self.planes.channels {
+                    let plane = self.planes.plane(image, channel + AHEAD);
+                    prefetch(self.border.rows_read(plane, region.rows.start));
+                }
                 let plane = self.planes.plane(image, channel);
                 if contiguous {
                     let rows = &plane[region.rows.start * self.planes.size[1]..];

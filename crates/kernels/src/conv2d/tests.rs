@@ -4,7 +4,6 @@ use dsd_random::Stream;
 
 use super::*;
 use crate::fresh::uninit;
-use crate::gemm::Simd;
 use crate::lanes::Instructions;
 
 /// The largest error of an f32 pass, relative to the largest value.
@@ -206,13 +205,15 @@ fn matrix_products_agree_with_the_formula() {
 }
 
 #[test]
-fn portable_matrix_products_agree_with_the_formula() {
-    let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
-        implicit::forward(Simd::Portable, shape, &data.x, &data.weight, Some(&data.bias), uninit(y));
-        input_gradient::backward_input(Simd::Portable, shape, &data.weight, &data.grad_y, uninit(grad_x));
-        weight_gradient::backward_weight(Instructions::portable(), shape, &data.x, &data.grad_y, grad_weight);
-    };
-    assert_eq!(check("portable gemm", &passes, |_| true), SHAPES);
+fn matrix_products_with_any_instructions_agree_with_the_formula() {
+    for instructions in Instructions::all() {
+        let passes = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
+            implicit::forward(instructions, shape, &data.x, &data.weight, Some(&data.bias), uninit(y));
+            input_gradient::backward_input(instructions, shape, &data.weight, &data.grad_y, uninit(grad_x));
+            weight_gradient::backward_weight(instructions, shape, &data.x, &data.grad_y, grad_weight);
+        };
+        assert_eq!(check(&format!("{instructions:?}"), &passes, |_| true), SHAPES);
+    }
 }
 
 #[test]

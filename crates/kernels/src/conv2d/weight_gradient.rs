@@ -1,33 +1,32 @@
-//! The weight gradient as sums of products of rows.
+//! The weight gradient as matrix products whose depth is the pixels.
 //!
 //! dW[k, (c,tap)] = Σ_pixels dY[k, pixel] · X[c, pixel + tap]. A task goes through some regions of the images and a block
-//! of input channels, copies what they read of X with the zero border into a buffer that stays in its cache, and a few
-//! rows of dY at a time; eight neighbouring pixels of either are multiplied together, and added over the pixels in
-//! vectors that stay in registers. Where there are few channels several tasks share the pixels out, by a number that
-//! depends on the sizes alone, and their sums are added in order.
+//! of input channels: it packs what they read of X, with the zero border, in panels of 16 columns (channel, tap), pixel
+//! by pixel, and multiplies dY, as it is, by them. Where there are few channels several tasks share the pixels out, by a
+//! number that depends on the sizes alone, and their sums are added in order.
 
 use std::ops::Range;
 
 use super::Conv2dShape;
 use super::lowering::kernel_taps;
-use super::outer_products;
-use super::products::{Planes, Reading, Region, Regions};
-use super::scratch::with_buffer;
-use crate::lanes::{Instructions, Lanes, Stage, WIDTH, load_at};
-use crate::parallel::{Shared, for_each_task};
+use super::products::{Planes, Reading, Regions};
+use super::scratch::{Lists, with_buffer, with_lists};
+use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Rows, Run, Scattered, Target, target};
+use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
+use crate::parallel::for_each_task;
+use crate::prefetch::prefetch;
 
-/// Channels of dY, and columns (channel, tap), whose sums stay in registers.
-const ROWS: usize = 4;
-const COLUMNS: usize = 3;
-/// Columns of a task at most, and channels.
+/// Columns (channel, tap) of a task at most, and channels.
 const TASK_COLUMNS: usize = 192;
-const TASK_CHANNELS: usize = 64;
-/// Vectors that could be multiplied in the time that it takes to go from one run of pixels to the next.
-const BETWEEN_RUNS: usize = 1;
-/// Pixels of a region.
+const TASK_CHANNELS: usize = 128;
+/// Pixels of a region, about.
 const PIXELS: usize = 512;
+/// Pixels of a task at least, where several share them out.
+const TASK_PIXELS: usize = 192;
 /// Tasks that a call should have at least.
 const TASKS: usize = 8;
+/// Products that could be made in the time that it takes to pack one element.
+const PACKING: usize = 16;
 /// Elements of all sums, where several tasks share the pixels out.
 const SUMS: usize = 2 << 20;
 
@@ -45,10 +44,9 @@ pub(super) fn backward_weight(
     let batch = shape.batch;
     let depth = channels * taps.len();
     let pixels = batch * out[0] * out[1];
-    // Few pixels: more channels, so that copying dY is worth it.
-    let most = TASK_CHANNELS.max(TASK_CHANNELS * PIXELS / pixels).min(TASK_COLUMNS / taps.len()).max(1);
-    let splits = (pixels / outer_products::MOST_PIXELS).clamp(1, TASKS).min((SUMS / (rows * depth)).max(1));
-    let blocks = channels.div_ceil(most).max(TASKS.div_ceil(splits).min(channels.div_ceil(COLUMNS)));
+    let most = TASK_CHANNELS.min(TASK_COLUMNS / taps.len()).max(1);
+    let splits = (pixels / TASK_PIXELS).clamp(1, TASKS).min((SUMS / (rows * depth)).max(1));
+    let blocks = channels.div_ceil(most).max(TASKS.div_ceil(splits).min(channels.div_ceil(PANEL_COLUMNS)));
     let block = channels.div_ceil(blocks);
     let blocks = channels.div_ceil(block);
     let splits = splits.min(TASKS.div_ceil(blocks));
@@ -59,40 +57,24 @@ pub(super) fn backward_weight(
             Planes { elements: grad_y, batch, of: shape.out_channels, first: group * rows, channels: rows, size: out };
         let reading = Reading { before: shape.padding, stride: shape.stride, out, taps: &taps };
         let regions = Regions::new(x, reading, block, (pixels / splits).min(PIXELS));
-        let offsets = regions.tap_offsets(taps.iter().copied());
-        if pixels <= outer_products::MOST_PIXELS {
-            let simd = instructions.simd();
-            outer_products::backward_weight(simd, &regions, &offsets, channels, grad_y, grad_weight);
-            continue;
-        }
+        let taps = regions.tap_offsets(taps.iter().copied());
         let splits = splits.min(regions.count());
-        let pass = Pass { instructions, regions: &regions, grad_y, taps: &offsets };
-        with_buffer(splits * grad_weight.len(), |partial| {
-            let shared = Shared::new(partial);
+        let pass = Pass { instructions, regions: &regions, grad_y, taps: &taps, depth };
+        // The first task of some columns writes to the result, the others to sums of their own.
+        with_buffer((splits - 1) * rows * depth, |others| {
+            let (sums, more) = (target(grad_weight), target(others));
             for_each_task(blocks * splits, |task| {
                 let (index, split) = (task / splits, task % splits);
                 let channels = index * block..((index + 1) * block).min(channels);
-                let columns = channels.start * taps.len()..channels.end * taps.len();
                 let regions = split * regions.count() / splits..(split + 1) * regions.count() / splits;
-                with_buffer(rows.div_ceil(ROWS) * columns.len() * ROWS, |sums| {
-                    sums.fill(0.0);
-                    pass.add(regions, channels, sums);
-                    for (index, sums) in sums.chunks_exact(columns.len() * ROWS).enumerate() {
-                        for row in index * ROWS..rows.min((index + 1) * ROWS) {
-                            let from = (split * rows + row) * depth + columns.start;
-                            #[allow(unsafe_code, reason = "tasks write disjoint columns")]
-                            // SAFETY: this split and these columns belong to this task.
-                            let out = unsafe { shared.part(from, columns.len()) };
-                            for (out, sums) in out.iter_mut().zip(sums.as_chunks::<ROWS>().0) {
-                                *out = sums[row % ROWS];
-                            }
-                        }
-                    }
-                });
+                let sums = if split == 0 { sums } else { more.after((split - 1) * rows * depth) };
+                #[allow(unsafe_code, reason = "tasks write disjoint columns")]
+                // SAFETY: these columns of these sums belong to this task.
+                unsafe {
+                    pass.run(regions, channels, sums)
+                };
             });
-            let (first, others) = partial.split_at(grad_weight.len());
-            grad_weight.copy_from_slice(first);
-            for other in others.chunks_exact(grad_weight.len()) {
+            for other in others.chunks_exact(rows * depth) {
                 for (sum, value) in grad_weight.iter_mut().zip(other) {
                     *sum += value;
                 }
@@ -108,208 +90,182 @@ struct Pass<'a> {
     grad_y: Planes<'a>,
     /// Where the taps lie in a copy of X.
     taps: &'a [usize],
+    /// Columns of the gradient.
+    depth: usize,
 }
 
 impl Pass<'_> {
-    /// Adds the products of some regions and input channels to `sums` `[⌈rows / 4⌉][channels · taps][4]`.
-    fn add(&self, regions: Range<usize>, channels: Range<usize>, sums: &mut [f32]) {
-        if self.regions.are_whole_images() {
-            // X and dY as they are.
-            for index in regions {
-                let region = self.regions.region(index);
-                let (x, [channel_stride, image_stride]) = self.regions.in_place(&region, channels.start);
-                let columns = Columns::new((0..channels.len()).map(|channel| channel * channel_stride).collect());
-                self.add_region(&region, (x, image_stride), &columns, sums);
-            }
+    /// Writes the sums over some regions for some input channels.
+    ///
+    /// # Safety
+    /// Nobody else uses these columns of `sums` meanwhile.
+    #[allow(unsafe_code, reason = "hands its contract on; columns come from the shared slice")]
+    unsafe fn run(&self, regions: Range<usize>, channels: Range<usize>, sums: Target<'_>) {
+        let (rows, taps) = (self.grad_y.channels, self.taps.len());
+        let columns = channels.start * taps..channels.end * taps;
+        // The matrix with fewer rows is packed: that is work, and so are the rows that the last panel is short of.
+        let work = |a: usize, packed: usize| a * packed.next_multiple_of(PANEL_COLUMNS) + PACKING * packed;
+        if work(rows, columns.len()) <= work(columns.len(), rows) {
+            let out = Output { columns, row_stride: self.depth, elements: sums };
+            // SAFETY: the contract is handed on unchanged.
+            unsafe { self.sum(regions, channels, false, &out) };
             return;
         }
-        let taps = self.taps.len();
-        let column = |column: usize| column / taps * self.regions.channel_stride() + self.taps[column % taps];
-        let columns = Columns::new((0..channels.len() * taps).map(column).collect());
-        with_buffer(self.regions.copy_len() + 2 * WIDTH, |copy| {
-            // Elements that are read but multiplied by zero must not be NaN.
-            copy.fill(0.0);
-            for index in regions {
-                let region = self.regions.region(index);
-                let x = self.regions.copy(&region, channels.clone(), copy);
-                self.add_region(&region, (x, self.regions.image_stride()), &columns, sums);
-            }
-        });
-    }
-
-    fn add_region(&self, region: &Region, (x, image_stride): (&[f32], usize), columns: &Columns, sums: &mut [f32]) {
-        let channels = self.grad_y.channels;
-        let panels = sums.chunks_exact_mut(columns.offsets.len() * ROWS).zip((0..channels).step_by(ROWS));
-        if let Some(runs) = self.runs_in_place(region, image_stride) {
-            let stride = self.grad_y.size[0] * self.grad_y.size[1];
-            let y = &self.grad_y.elements[self.grad_y.first * stride..];
-            for (sums, row) in panels {
-                let (y, rows) = (&y[row * stride..], ROWS.min(channels - row));
-                self.instructions.run(Products { x, y, stride, rows, columns, runs: &runs, sums });
-            }
-            return;
-        }
-        let runs = self.runs(region);
-        let padded = runs.last().map_or(0, |run| run.y + run.vectors * WIDTH);
-        // An odd number of vectors, so that rows fall on different lines of the cache.
-        let stride = ((padded / WIDTH) | 1) * WIDTH;
-        with_buffer(ROWS * stride, |y| {
-            for (sums, row) in panels {
-                let rows = ROWS.min(channels - row);
-                for (row, y) in (row..row + rows).zip(y.chunks_exact_mut(stride)) {
-                    self.copy_channel(region, row, &runs, y);
+        with_buffer(columns.len() * rows, |buffer| {
+            let out = Output { columns: 0..rows, row_stride: rows, elements: target(buffer) };
+            // SAFETY: the buffer is this task's own.
+            unsafe { self.sum(regions, channels, true, &out) };
+            for row in 0..rows {
+                // SAFETY: these columns are the caller's own.
+                let out = unsafe { sums.part(row * self.depth + columns.start, columns.len()) };
+                for (out, sums) in out.iter_mut().zip(buffer.chunks_exact(rows)) {
+                    out.write(sums[row]);
                 }
-                self.instructions.run(Products { x, y, stride, rows, columns, runs: &runs, sums });
             }
         });
     }
 
-    /// The pixels of a region where dY can be read as it is: rows follow each other in X as they do there, and are whole
-    /// vectors.
-    fn runs_in_place(&self, region: &Region, image_stride: usize) -> Option<Vec<Run>> {
+    /// Writes the sums over some regions, or their transpose.
+    ///
+    /// # Safety
+    /// Nobody else uses these columns of the output meanwhile.
+    #[allow(unsafe_code, reason = "hands its contract on")]
+    unsafe fn sum(&self, regions: Range<usize>, channels: Range<usize>, transposed: bool, out: &Output<'_>) {
+        let (rows, taps) = (self.grad_y.channels, self.taps.len());
         let [height, width] = self.grad_y.size;
-        let pixels = region.rows.len() * width;
-        let place = |image: usize| Run {
-            x: (image - region.images.start) * image_stride,
-            y: image * self.grad_y.of * height * width + region.rows.start * width,
-            vectors: pixels / WIDTH,
-        };
-        let fits = self.regions.row_step() == width && pixels.is_multiple_of(WIDTH);
-        fits.then(|| region.images.clone().map(place).collect())
-    }
+        let plane = height * width;
+        let add_region = |index: usize, y: &mut Lists, x: &mut Lists, copy: &mut [f32]| {
+            let region = self.regions.region(index);
+            let (elements, stride) = self.regions.read(&region, channels.clone(), copy);
+            self.regions.list_runs(&region, &mut x.runs);
+            x.rows.clear();
+            x.rows.extend((0..channels.len() * taps).map(|column| column / taps * stride + self.taps[column % taps]));
+            let x_side = Side { elements, rows: &x.rows, runs: &x.runs, far: taps == 1 };
 
-    /// The pixels of a region: each row by itself, or as one run all rows of an image and what lies between them in X.
-    fn runs(&self, region: &Region) -> Vec<Run> {
-        let (width, step) = (self.grad_y.size[1], self.regions.row_step());
-        let rows = region.rows.len();
-        let through = ((rows - 1) * step + width).div_ceil(WIDTH);
-        let by_rows = rows * (width.div_ceil(WIDTH) + BETWEEN_RUNS);
-        let (per_image, vectors) = if through <= by_rows { (1, through) } else { (rows, width.div_ceil(WIDTH)) };
-        let mut runs = Vec::with_capacity(region.images.len() * per_image);
-        for image in 0..region.images.len() {
-            for row in 0..per_image {
-                let x = image * self.regions.image_stride() + row * step;
-                runs.push(Run { x, y: runs.len() * vectors * WIDTH, vectors });
-            }
-        }
-        runs
-    }
+            let image_rows = region.rows.start * width..region.rows.end * width;
+            let image =
+                |image: usize| Run { first: image * self.grad_y.of * plane + image_rows.start, len: image_rows.len() };
+            y.runs.clear();
+            y.runs.extend(region.images.clone().map(image));
+            y.rows.clear();
+            y.rows.extend((0..rows).map(|row| (self.grad_y.first + row) * plane));
+            let y_side = Side { elements: self.grad_y.elements, rows: &y.rows, runs: &y.runs, far: true };
 
-    /// Copies a channel of dY to where the runs read it; what lies between rows is zero.
-    fn copy_channel(&self, region: &Region, channel: usize, runs: &[Run], out: &mut [f32]) {
-        let width = self.grad_y.size[1];
-        let runs_per_image = runs.len() / region.images.len();
-        for (image, runs) in region.images.clone().zip(runs.chunks_exact(runs_per_image)) {
-            let plane = self.grad_y.plane(image, channel);
-            let mut rows = plane[region.rows.start * width..region.rows.end * width].chunks_exact(width);
-            for run in runs {
-                let out = &mut out[run.y..run.y + run.vectors * WIDTH];
-                let step = if runs_per_image == 1 { self.regions.row_step() } else { out.len() };
-                for out in out.chunks_mut(step) {
-                    let Some(row) = rows.next() else {
-                        out.fill(0.0);
-                        continue;
+            let (a, b) = if transposed { (x_side, y_side) } else { (y_side, x_side) };
+            y.sources.clear();
+            y.sources.extend(a.runs.iter().flat_map(|run| run.first..run.first + run.len));
+            y.columns.clear();
+            y.columns.extend(out.columns.clone());
+            for (index_of_block, places) in y.sources.chunks(PACKED_ROWS).enumerate() {
+                with_buffer(b.rows.len().next_multiple_of(PANEL_COLUMNS) * places.len(), |packed| {
+                    let first = index_of_block * PACKED_ROWS;
+                    self.instructions.run(Pack { side: b, pixels: first..first + places.len(), packed });
+                    let row_panels = RowPanels::new(a.rows.len());
+                    let block = Block {
+                        row_panels,
+                        panels: 0..row_panels.count(),
+                        a: Rows::InPlace(Scattered { elements: a.elements, rows: a.rows, places, far: a.far }),
+                        b: Columns::packed(packed, places.len(), b.rows.len(), &mut x.panels),
+                        columns: &y.columns,
+                        row_stride: out.row_stride,
+                        add: index > regions.start || index_of_block > 0,
+                        bias: None,
                     };
-                    out[..width].copy_from_slice(row);
-                    out[width..].fill(0.0);
-                }
+                    // SAFETY: the contract is handed on unchanged.
+                    unsafe { block.run(self.instructions, out.elements) };
+                });
             }
-        }
+        };
+        with_lists(|y| {
+            with_lists(|x| {
+                with_buffer(self.regions.copy_len() + PANEL_COLUMNS, |copy| {
+                    regions.clone().for_each(|index| add_region(index, y, x, copy));
+                });
+            });
+        });
     }
 }
 
-/// Neighbouring pixels: where they lie in X and in dY.
+/// Where sums go: row r of column c at r · `row_stride` + c.
+struct Output<'a> {
+    columns: Range<usize>,
+    row_stride: usize,
+    elements: Target<'a>,
+}
+
+/// One of the two matrices: row r has at each pixel of the runs what lies so far after its own start.
 #[derive(Clone, Copy)]
-struct Run {
-    x: usize,
-    y: usize,
-    vectors: usize,
-}
-
-/// Where the columns (channel, tap) begin in X.
-struct Columns {
-    offsets: Vec<usize>,
-    /// The largest.
-    reach: usize,
-}
-
-impl Columns {
-    fn new(offsets: Vec<usize>) -> Self {
-        let reach = offsets.iter().copied().max().unwrap_or(0);
-        Self { offsets, reach }
-    }
-}
-
-/// sums[c][r] += Σ over the runs of y[r · stride + place] · x[columns[c] + place].
-struct Products<'a> {
-    x: &'a [f32],
-    y: &'a [f32],
-    stride: usize,
-    rows: usize,
-    columns: &'a Columns,
+struct Side<'a> {
+    elements: &'a [f32],
+    rows: &'a [usize],
     runs: &'a [Run],
-    sums: &'a mut [f32],
+    /// Whether each row is in another plane.
+    far: bool,
 }
 
-impl Stage for Products<'_> {
+/// Packs the rows of a matrix as columns: pixel by pixel what each has there, sixteen to a panel. The last columns of the
+/// last panel may have any value.
+struct Pack<'a> {
+    side: Side<'a>,
+    /// Those of the runs' pixels that are packed.
+    pixels: Range<usize>,
+    packed: &'a mut [f32],
+}
+
+impl Stage for Pack<'_> {
     #[inline(always)]
-    fn run<L: Lanes>(mut self) {
-        for run in self.runs {
-            assert!(run.x + self.columns.reach + run.vectors * WIDTH <= self.x.len());
-            assert!(run.y + run.vectors * WIDTH + (self.rows - 1) * self.stride <= self.y.len());
-        }
-        match self.rows {
-            1 => self.columns::<L, 1>(),
-            2 => self.columns::<L, 2>(),
-            3 => self.columns::<L, 3>(),
-            _ => self.columns::<L, ROWS>(),
+    fn run<L: Lanes>(self) {
+        let Side { elements, rows, runs, far } = self.side;
+        let panels = self.packed.chunks_exact_mut(self.pixels.len() * PANEL_COLUMNS);
+        for (index, (columns, panel)) in rows.chunks(PANEL_COLUMNS).zip(panels).enumerate() {
+            // Past the last column: that again.
+            let mut offsets = [columns[columns.len() - 1]; PANEL_COLUMNS];
+            offsets[..columns.len()].copy_from_slice(columns);
+            // Those after them, where the processor does not fetch them by itself.
+            let next = if far { rows.get((index + 1) * PANEL_COLUMNS..) } else { None }.unwrap_or(&[]);
+            let (mut before, mut rest) = (0, panel);
+            for run in runs {
+                let inside = |pixel: usize| pixel.clamp(before, before + run.len) - before;
+                let (start, end) = (run.first + inside(self.pixels.start), run.first + inside(self.pixels.end));
+                let (out, others) = rest.split_at_mut((end - start) * PANEL_COLUMNS);
+                for row in next.iter().take(PANEL_COLUMNS) {
+                    prefetch(&elements[row + start..row + end]);
+                }
+                pack_run::<L>(&elements[start..], &offsets, out.as_chunks_mut::<PANEL_COLUMNS>().0);
+                (before, rest) = (before + run.len, others);
+            }
         }
     }
 }
 
-impl Products<'_> {
-    #[inline(always)]
-    fn columns<L: Lanes, const R: usize>(&mut self) {
-        let mut first = 0;
-        while first < self.columns.offsets.len() {
-            // Four left are two and two, not three and one.
-            match self.columns.offsets.len() - first {
-                1 => first += self.tile::<L, R, 1>(first),
-                2 | 4 => first += self.tile::<L, R, 2>(first),
-                _ => first += self.tile::<L, R, COLUMNS>(first),
-            }
-        }
+/// out[pixel][column] = x[offsets[column] + pixel].
+#[allow(unsafe_code, reason = "bounds that are asserted once")]
+#[inline(always)]
+fn pack_run<L: Lanes>(x: &[f32], offsets: &[usize; PANEL_COLUMNS], out: &mut [[f32; PANEL_COLUMNS]]) {
+    let pixels = out.len();
+    for offset in offsets {
+        assert!(offset + pixels <= x.len());
     }
-
-    #[allow(unsafe_code, reason = "bounds that are asserted once")]
-    #[inline(always)]
-    fn tile<L: Lanes, const R: usize, const C: usize>(&mut self, first: usize) -> usize {
-        let mut columns = [0; C];
-        columns.copy_from_slice(&self.columns.offsets[first..first + C]);
-        let mut sums = [[L::zero(); ROWS]; C];
-        for run in self.runs {
-            for place in (0..run.vectors * WIDTH).step_by(WIDTH) {
-                let mut x = [L::zero(); C];
-                for c in 0..C {
-                    // SAFETY: asserted in `run` for every run and the farthest column.
-                    x[c] = unsafe { load_at::<L>(self.x, run.x + columns[c] + place) };
-                }
-                for r in 0..R {
-                    // SAFETY: asserted in `run` for every run and the last row.
-                    let y = unsafe { load_at::<L>(self.y, r * self.stride + run.y + place) };
-                    for c in 0..C {
-                        sums[c][r] = y.mul_add(x[c], sums[c][r]);
-                    }
-                }
+    let mut done = 0;
+    while done < pixels && pixels >= WIDTH {
+        // The last vectors overlap those before them.
+        let start = done.min(pixels - WIDTH);
+        for half in 0..PANEL_COLUMNS / WIDTH {
+            let mut rows = [&[0.0; WIDTH]; WIDTH];
+            for row in 0..WIDTH {
+                // SAFETY: as the assertion says.
+                rows[row] = unsafe { &*x.as_ptr().add(offsets[half * WIDTH + row] + start).cast() };
+            }
+            let vectors = L::load_columns(rows);
+            for pixel in 0..WIDTH {
+                vectors[pixel].store(&mut out[start + pixel].as_chunks_mut::<WIDTH>().0[half]);
             }
         }
-        let out = &mut self.sums.as_chunks_mut::<ROWS>().0[first..first + C];
-        for c in 0..C {
-            let sums = L::sums(sums[c]);
-            for r in 0..ROWS {
-                out[c][r] += sums[r];
-            }
+        done = start + WIDTH;
+    }
+    for pixel in done..pixels {
+        for column in 0..PANEL_COLUMNS {
+            out[pixel][column] = x[offsets[column] + pixel];
         }
-        C
     }
 }

@@ -1,6 +1,6 @@
 //! Sixteen channels side by side.
 
-use crate::lanes::{Lanes, WIDTH};
+use crate::lanes::{Lanes, Vector, WIDTH};
 
 /// Channels that one [`Block`] holds: two vectors.
 pub(super) const CHANNELS: usize = 16;
@@ -18,6 +18,15 @@ impl Block {
     #[inline(always)]
     pub(super) fn load<L: Lanes>(&self, half: usize) -> L {
         L::load(&self.0.as_chunks::<WIDTH>().0[half])
+    }
+
+    /// Loads as many of the first channels as the vector holds.
+    #[allow(unsafe_code, reason = "a vector is no longer than a block")]
+    #[inline(always)]
+    pub(super) fn vector<V: Vector>(&self) -> V {
+        const { assert!(V::LEN <= CHANNELS) };
+        // SAFETY: as the assertion says.
+        unsafe { V::load_at(&self.0, 0) }
     }
 
     /// Stores the first (`half` = 0) or the last eight channels.

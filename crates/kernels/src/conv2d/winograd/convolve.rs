@@ -104,7 +104,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             for (index, filters) in filters.chunks(group * filters_len).enumerate() {
                 let blocks = filters.len() / filters_len;
                 let products = &mut products[..blocks * A * A * products_stride];
-                self.settings.instructions.run(TileProducts {
+                self.settings.instructions.run_products(TileProducts {
                     planes: A * A,
                     values: &values,
                     values_stride,
@@ -158,7 +158,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     for (block, filters) in blocks.clone().zip(filters.chunks_exact_mut(filters_len)) {
                         self.transform_filters(block, in_blocks.clone(), filters_stride, filters);
                     }
-                    self.settings.instructions.run(TileProducts {
+                    self.settings.instructions.run_products(TileProducts {
                         planes: A * A,
                         values: &values[first * tiles_stride..],
                         values_stride,

@@ -4,7 +4,9 @@
 //! rows of sixteen channels, or twelve rows of eight, as fewer sums would wait for each other.
 
 use super::blocks::{Block, CHANNELS, halves};
-use crate::lanes::{Lanes, Stage};
+use crate::fresh::uninit;
+use crate::lanes::{ProductStage, Vector};
+use crate::prefetch::prefetch;
 
 /// Bytes of V that stay in the second-level cache while several blocks of output channels pass over them.
 const CACHED_BYTES: usize = 256 << 10;
@@ -37,12 +39,12 @@ pub(super) struct TileProducts<'a> {
     pub(super) add: bool,
 }
 
-impl Stage for TileProducts<'_> {
+impl ProductStage for TileProducts<'_> {
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        // Whole rounds of six rows.
+    fn run<V: Vector, H: Vector>(self) {
+        // Whole rounds of twelve rows.
         let in_blocks = self.in_channels.div_ceil(CHANNELS);
-        let cached = (CACHED_BYTES / size_of::<Block>() / in_blocks / 6).max(4) * 6;
+        let cached = (CACHED_BYTES / size_of::<Block>() / in_blocks / 12).max(2) * 12;
         for plane in 0..self.planes {
             let values = &self.values[plane * self.values_stride..][..in_blocks * self.tiles_stride];
             for first in (0..self.tiles).step_by(cached) {
@@ -54,8 +56,8 @@ impl Stage for TileProducts<'_> {
                     let filters = &filters[plane * self.filters_stride..][..self.in_channels];
                     let products = &mut products[plane * self.products_stride + first..][..tiles];
                     match halves(self.out_channels - block * CHANNELS) {
-                        1 => tile_products::<L, 1>(values, self.tiles_stride, filters, products, self.add),
-                        _ => tile_products::<L, 2>(values, self.tiles_stride, filters, products, self.add),
+                        1 => tile_products::<H>(values, self.tiles_stride, filters, products, self.add),
+                        _ => tile_products::<V>(values, self.tiles_stride, filters, products, self.add),
                     }
                 }
             }
@@ -65,7 +67,7 @@ impl Stage for TileProducts<'_> {
 
 /// The products of one plane with one block of output channels, or the first half of one.
 #[inline(always)]
-fn tile_products<L: Lanes, const HALVES: usize>(
+fn tile_products<V: Vector>(
     values: &[Block],
     tiles_stride: usize,
     filters: &[Block],
@@ -76,39 +78,50 @@ fn tile_products<L: Lanes, const HALVES: usize>(
     let mut tile = 0;
     while tile < tiles {
         let (values, products) = (&values[tile..], &mut products[tile..]);
-        // The last rows are shared out so that none of the products is thin: 7 is 4 + 3, not 6 + 1.
-        tile += match tiles - tile {
-            12 | 18.. if HALVES == 1 => tile_rows::<L, 12, HALVES>(values, tiles_stride, filters, products, add),
-            8 | 13.. if HALVES == 1 => tile_rows::<L, 8, HALVES>(values, tiles_stride, filters, products, add),
-            1 => tile_rows::<L, 1, HALVES>(values, tiles_stride, filters, products, add),
-            2 => tile_rows::<L, 2, HALVES>(values, tiles_stride, filters, products, add),
-            3 => tile_rows::<L, 3, HALVES>(values, tiles_stride, filters, products, add),
-            4 | 7 | 8 => tile_rows::<L, 4, HALVES>(values, tiles_stride, filters, products, add),
-            5 | 9 | 10 => tile_rows::<L, 5, HALVES>(values, tiles_stride, filters, products, add),
-            _ => tile_rows::<L, 6, HALVES>(values, tiles_stride, filters, products, add),
-        };
+        let rows = even_rows::<V>(tiles - tile);
+        match rows {
+            1 => tile_rows::<V, 1>(values, tiles_stride, filters, products, add),
+            2 => tile_rows::<V, 2>(values, tiles_stride, filters, products, add),
+            3 => tile_rows::<V, 3>(values, tiles_stride, filters, products, add),
+            4 => tile_rows::<V, 4>(values, tiles_stride, filters, products, add),
+            5 => tile_rows::<V, 5>(values, tiles_stride, filters, products, add),
+            7 if V::SUMS > 6 => tile_rows::<V, 7>(values, tiles_stride, filters, products, add),
+            8 if V::SUMS > 6 => tile_rows::<V, 8>(values, tiles_stride, filters, products, add),
+            9 if V::SUMS > 6 => tile_rows::<V, 9>(values, tiles_stride, filters, products, add),
+            10 if V::SUMS > 6 => tile_rows::<V, 10>(values, tiles_stride, filters, products, add),
+            11 if V::SUMS > 6 => tile_rows::<V, 11>(values, tiles_stride, filters, products, add),
+            12 if V::SUMS > 6 => tile_rows::<V, 12>(values, tiles_stride, filters, products, add),
+            _ => tile_rows::<V, 6>(values, tiles_stride, filters, products, add),
+        }
+        tile += rows;
     }
 }
 
-/// `products[row] (+)= Σ values[row, channel] · filters[channel]` for ROWS tiles; returns ROWS.
+/// How many of the rows that are left come next, so that none of the products is thin: 7 is 4 + 3, not 6 + 1.
 #[inline(always)]
-fn tile_rows<L: Lanes, const ROWS: usize, const HALVES: usize>(
+fn even_rows<V: Vector>(left: usize) -> usize {
+    let most = V::SUMS.min(12);
+    if left >= 2 * most { most } else { left.div_ceil(left.div_ceil(most)) }
+}
+
+/// `products[row] (+)= Σ values[row, channel] · filters[channel]` for ROWS tiles.
+#[inline(always)]
+fn tile_rows<V: Vector, const ROWS: usize>(
     values: &[Block],
     tiles_stride: usize,
     filters: &[Block],
     products: &mut [Block],
     add: bool,
-) -> usize {
-    let mut sums = [[L::zero(); HALVES]; ROWS];
+) {
+    let mut sums = [V::splat(0.0); ROWS];
     if add {
         for row in 0..ROWS {
-            for half in 0..HALVES {
-                sums[row][half] = products[row].load(half);
-            }
+            sums[row] = products[row].vector();
         }
     }
     for (values, filters) in values.chunks(tiles_stride).zip(filters.chunks(CHANNELS)) {
-        let Some(values) = values.first_chunk::<ROWS>() else { break };
+        let Some((values, next)) = values.split_first_chunk::<ROWS>() else { break };
+        prefetch(&next[..ROWS.min(next.len())]);
         if let Some(filters) = filters.first_chunk::<CHANNELS>() {
             sums = add_channels(sums, values, filters);
         } else {
@@ -116,30 +129,21 @@ fn tile_rows<L: Lanes, const ROWS: usize, const HALVES: usize>(
         }
     }
     for row in 0..ROWS {
-        for half in 0..HALVES {
-            products[row].store(half, sums[row][half]);
-        }
+        sums[row].write(uninit(&mut products[row].0));
     }
-    ROWS
 }
 
 /// Adds the products with up to 16 input channels.
 #[inline(always)]
-fn add_channels<L: Lanes, const ROWS: usize, const HALVES: usize>(
-    mut sums: [[L; HALVES]; ROWS],
+fn add_channels<V: Vector, const ROWS: usize>(
+    mut sums: [V; ROWS],
     values: &[Block; ROWS],
     filters: &[Block],
-) -> [[L; HALVES]; ROWS] {
+) -> [V; ROWS] {
     for channel in 0..filters.len().min(CHANNELS) {
-        let mut filter = [L::zero(); HALVES];
-        for half in 0..HALVES {
-            filter[half] = filters[channel].load(half);
-        }
+        let filter: V = filters[channel].vector();
         for row in 0..ROWS {
-            let value = L::splat(values[row].0[channel]);
-            for half in 0..HALVES {
-                sums[row][half] = value.mul_add(filter[half], sums[row][half]);
-            }
+            sums[row] = V::splat(values[row].0[channel]).mul_add(filter, sums[row]);
         }
     }
     sums
@@ -169,26 +173,29 @@ pub(super) struct FilterSums<'a> {
     pub(super) add: bool,
 }
 
-impl Stage for FilterSums<'_> {
+impl ProductStage for FilterSums<'_> {
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<V: Vector, H: Vector>(self) {
         let in_blocks = self.in_channels.div_ceil(CHANNELS);
         for plane in 0..self.planes {
             for first in (0..self.tiles).step_by(CHAIN) {
                 let tiles = CHAIN.min(self.tiles - first);
                 let add = self.add || first > 0;
                 for in_block in 0..in_blocks {
-                    let values = plane * self.values_stride + in_block * self.tiles_stride + first;
-                    let values = &self.values[values..][..tiles];
+                    let values = &self.values[plane * self.values_stride + first..];
+                    let (values, next) = values[in_block * self.tiles_stride..].split_at(tiles);
+                    // The tiles of the next block of input channels.
+                    let next = next.get(self.tiles_stride - tiles..self.tiles_stride).unwrap_or(&[]);
                     let sums = self.sums.chunks_exact_mut(self.planes * self.sums_stride);
                     for (out_block, sums) in sums.enumerate() {
                         let gradients = plane * self.gradients_stride + out_block * self.tiles_stride + first;
                         let gradients = &self.gradients[gradients..][..tiles];
                         let sums = &mut sums[plane * self.sums_stride + in_block..];
                         let rows = CHANNELS.min(self.out_channels - out_block * CHANNELS);
+                        let next = if out_block == 0 { next } else { &[] };
                         match halves(self.in_channels - in_block * CHANNELS) {
-                            1 => filter_sums::<L, 1>(gradients, values, sums, in_blocks, rows, add),
-                            _ => filter_sums::<L, 2>(gradients, values, sums, in_blocks, rows, add),
+                            1 => filter_sums::<H>(gradients, values, next, sums, in_blocks, rows, add),
+                            _ => filter_sums::<V>(gradients, values, next, sums, in_blocks, rows, add),
                         }
                     }
                 }
@@ -199,9 +206,10 @@ impl Stage for FilterSums<'_> {
 
 /// The sums of one plane for `rows` output channels of a block and one block of input channels, or half of one.
 #[inline(always)]
-fn filter_sums<L: Lanes, const HALVES: usize>(
+fn filter_sums<V: Vector>(
     gradients: &[Block],
     values: &[Block],
+    next: &[Block],
     sums: &mut [Block],
     stride: usize,
     rows: usize,
@@ -210,49 +218,45 @@ fn filter_sums<L: Lanes, const HALVES: usize>(
     let mut row = 0;
     while row < rows {
         row += match rows - row {
-            12 if HALVES == 1 => filter_rows::<L, 12, HALVES>(gradients, values, sums, stride, row, add),
-            8 | 13.. if HALVES == 1 => filter_rows::<L, 8, HALVES>(gradients, values, sums, stride, row, add),
-            1 => filter_rows::<L, 1, HALVES>(gradients, values, sums, stride, row, add),
-            2 => filter_rows::<L, 2, HALVES>(gradients, values, sums, stride, row, add),
-            3 => filter_rows::<L, 3, HALVES>(gradients, values, sums, stride, row, add),
-            4 | 7 | 8 => filter_rows::<L, 4, HALVES>(gradients, values, sums, stride, row, add),
-            5 | 9 | 10 => filter_rows::<L, 5, HALVES>(gradients, values, sums, stride, row, add),
-            _ => filter_rows::<L, 6, HALVES>(gradients, values, sums, stride, row, add),
+            16.. if V::SUMS >= 16 => filter_rows::<V, 16>(gradients, values, next, sums, stride, row, add),
+            12.. if V::SUMS >= 12 => filter_rows::<V, 12>(gradients, values, next, sums, stride, row, add),
+            8.. if V::SUMS >= 8 => filter_rows::<V, 8>(gradients, values, next, sums, stride, row, add),
+            1 => filter_rows::<V, 1>(gradients, values, next, sums, stride, row, add),
+            2 => filter_rows::<V, 2>(gradients, values, next, sums, stride, row, add),
+            3 => filter_rows::<V, 3>(gradients, values, next, sums, stride, row, add),
+            4 | 7 | 8 => filter_rows::<V, 4>(gradients, values, next, sums, stride, row, add),
+            5 | 9 | 10 => filter_rows::<V, 5>(gradients, values, next, sums, stride, row, add),
+            _ => filter_rows::<V, 6>(gradients, values, next, sums, stride, row, add),
         };
     }
 }
 
 /// `sums[row] (+)= Σ gradients[tile, row] · values[tile]` for ROWS output channels from `first` on; returns ROWS.
 #[inline(always)]
-fn filter_rows<L: Lanes, const ROWS: usize, const HALVES: usize>(
+fn filter_rows<V: Vector, const ROWS: usize>(
     gradients: &[Block],
     values: &[Block],
+    next: &[Block],
     sums: &mut [Block],
     stride: usize,
     first: usize,
     add: bool,
 ) -> usize {
-    let mut totals = [[L::zero(); HALVES]; ROWS];
-    for (gradients, values) in gradients.iter().zip(values) {
+    let mut totals = [V::splat(0.0); ROWS];
+    for (tile, (gradients, values)) in gradients.iter().zip(values).enumerate() {
         let Some(gradients) = gradients.0[first..].first_chunk::<ROWS>() else { break };
-        let mut value = [L::zero(); HALVES];
-        for half in 0..HALVES {
-            value[half] = values.load(half);
+        if let Some(next) = next.get(tile) {
+            prefetch(&next.0);
         }
+        let value: V = values.vector();
         for row in 0..ROWS {
-            let gradient = L::splat(gradients[row]);
-            for half in 0..HALVES {
-                totals[row][half] = gradient.mul_add(value[half], totals[row][half]);
-            }
+            totals[row] = V::splat(gradients[row]).mul_add(value, totals[row]);
         }
     }
     for row in 0..ROWS {
         let sum = &mut sums[(first + row) * stride];
-        for half in 0..HALVES {
-            let total = totals[row][half];
-            let total = if add { sum.load::<L>(half).add(total) } else { total };
-            sum.store(half, total);
-        }
+        let total = if add { sum.vector::<V>().add(totals[row]) } else { totals[row] };
+        total.write(uninit(&mut sum.0));
     }
     ROWS
 }

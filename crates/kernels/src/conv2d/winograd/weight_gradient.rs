@@ -92,7 +92,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                         self.transform_gradients(strip, block, &shared[1], gradients_stride, first);
                     }
                 }
-                instructions.run(FilterSums {
+                instructions.run_products(FilterSums {
                     planes: A * A,
                     gradients: &gradients,
                     gradients_stride,
@@ -197,7 +197,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                         kept.part(task * sums_len, len)
                     }
                 };
-                self.settings.instructions.run(FilterSums {
+                self.settings.instructions.run_products(FilterSums {
                     planes: A * A,
                     gradients: &gradients[first_out * tiles_stride..],
                     gradients_stride,
