@@ -153,7 +153,7 @@ pub(crate) struct Run {
 pub(crate) enum Rows<'a> {
     /// In panels, one after the other: the panel of rows r.. starts at r · depth and holds `[depth][rows]`.
     Packed(&'a [f32]),
-    /// Where it was found.
+    /// Where it was found; B is packed then.
     InPlace(Scattered<'a>),
 }
 
@@ -228,7 +228,10 @@ impl ProductStage for Tiles<'_> {
         let depth = b.rows.len();
         let group = if rows.len() > depth { (CACHED_COLUMNS / (PANEL_COLUMNS * depth)).max(1) } else { 1 };
         let reach = match a {
-            Rows::InPlace(a) => a.places.iter().max().copied().unwrap_or(0),
+            Rows::InPlace(a) => {
+                assert!(std::ptr::eq(b.rows, &PACKED_OFFSETS[..depth]), "rows in place go with packed columns");
+                a.places.iter().max().copied().unwrap_or(0)
+            }
             Rows::Packed(_) => 0,
         };
         for round in panels.clone().step_by(PANELS_PER_ROUND) {
@@ -255,6 +258,9 @@ impl ProductStage for Tiles<'_> {
 
 /// The rows of one panel of A.
 trait Factors<'a>: Copy {
+    /// Whether B is packed, so that where its rows lie need not be read.
+    const WITH_PACKED_COLUMNS: bool;
+
     /// The elements; element z of row r of ROWS is at `starts[r]` + [`Self::place`] of z.
     fn elements(self) -> &'a [f32];
     /// Where the rows start. Checks that all their elements are there.
@@ -266,6 +272,8 @@ trait Factors<'a>: Copy {
 struct Packed<'a>(&'a [f32]);
 
 impl<'a> Factors<'a> for Packed<'a> {
+    const WITH_PACKED_COLUMNS: bool = false;
+
     #[inline(always)]
     fn elements(self) -> &'a [f32] {
         self.0
@@ -291,6 +299,8 @@ struct InPlace<'a> {
 }
 
 impl<'a> Factors<'a> for InPlace<'a> {
+    const WITH_PACKED_COLUMNS: bool = true;
+
     #[inline(always)]
     fn elements(self) -> &'a [f32] {
         self.a.elements
@@ -401,6 +411,7 @@ impl Tiles<'_> {
             factors[row] = factors[row].wrapping_add(starts[row]);
         }
         for (z, b_row) in rows.iter().enumerate() {
+            let b_row = if F::WITH_PACKED_COLUMNS { z * PANEL_COLUMNS } else { *b_row };
             // SAFETY: `Columns` has 16 elements from each of its rows on in every panel.
             let values = unsafe { V::load_at(elements, b.first + b_row) };
             let place = a.place::<ROWS>(z);

@@ -91,10 +91,15 @@ pub(super) fn backward_input(
                 let taps = class.taps.len();
                 let packed = &mut packed[class.start * rows..(class.start + taps * channels) * rows];
                 regions.pack_weights((rows, taps), packed, |panel, block, out| {
-                    for (z, out) in block.zip(out.chunks_exact_mut(panel.len())) {
-                        let (k, tap) = (group * channels + z / taps, class.taps[z % taps].0);
-                        for (out, c) in out.iter_mut().zip(panel.clone()) {
-                            *out = weight[(k * rows + c) * shape.taps() + tap];
+                    // Blocks are whole channels of the output.
+                    for (k, out) in (block.start / taps..).zip(out.chunks_exact_mut(panel.len() * taps)) {
+                        let k = group * channels + k;
+                        let weight =
+                            &weight[(k * rows + panel.start) * shape.taps()..(k * rows + panel.end) * shape.taps()];
+                        for (&(tap, _), out) in class.taps.iter().zip(out.chunks_exact_mut(panel.len())) {
+                            for (out, weight) in out.iter_mut().zip(weight.iter().skip(tap).step_by(shape.taps())) {
+                                *out = *weight;
+                            }
                         }
                     }
                 });
