@@ -45,7 +45,7 @@ impl Limits {
         many_filter_blocks: 4 * MEGABYTE,
         held_filter_blocks: 16 * MEGABYTE,
         round_blocks: 16 * MEGABYTE,
-        round_tiles: [64, 256],
+        round_tiles: [128, 256],
         part_blocks: 2,
         own_sum_blocks: MEGABYTE * 5 / 8,
         tiles_of_own_sums: 512,
