@@ -28,3 +28,4 @@ pub(crate) mod simd;
 pub use error::{Error, Result};
 pub use float::Float;
 pub use fresh::zeros;
+pub use simd::check_environment;

@@ -6,6 +6,8 @@
 
 use std::sync::OnceLock;
 
+use crate::error::{Result, param};
+
 /// What fast kernels are compiled for; each level has the instructions of those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
@@ -13,29 +15,46 @@ pub(crate) enum Level {
     Portable,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512F as well.
+    /// AVX-512F and AVX-512VL as well.
     Avx512,
 }
 
-/// The best level of this processor, or a lower one that is forced.
+/// The environment variable that keeps kernels from better instructions, and its values.
+const VARIABLE: &str = "DSD_SIMD";
+const NAMES: [(&str, Level); 3] = [("portable", Level::Portable), ("avx2", Level::Avx2), ("avx512", Level::Avx512)];
+
+/// The best level that the environment allows.
+fn allowed() -> Result<Level> {
+    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(Level::Avx512) };
+    let level = NAMES.iter().find(|(name, _)| value == *name).map(|(_, level)| *level);
+    level.ok_or_else(|| param("environment", VARIABLE, "portable, avx2 or avx512", value.display()))
+}
+
+/// Whether the variable `DSD_SIMD`, which keeps kernels from better instructions, can be understood; kernels ignore what
+/// cannot.
+///
+/// # Errors
+/// It is set to something else than `portable`, `avx2` or `avx512`.
+pub fn check_environment() -> Result<()> {
+    allowed().map(|_| ())
+}
+
+/// The best level of this processor that the environment allows.
 #[inline]
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let most = match std::env::var("DSD_SIMD").as_deref() {
-            Ok("portable") => Level::Portable,
-            Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
-        };
-        present().min(most)
-    })
+    *LEVEL.get_or_init(|| present().min(allowed().unwrap_or(Level::Avx512)))
 }
 
 /// The best level of this processor.
 fn present() -> Level {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        return if std::arch::is_x86_feature_detected!("avx512f") { Level::Avx512 } else { Level::Avx2 };
+        return if std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl") {
+            Level::Avx512
+        } else {
+            Level::Avx2
+        };
     }
     Level::Portable
 }

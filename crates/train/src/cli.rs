@@ -125,10 +125,10 @@ pub fn main() -> i32 {
         Command::Bench(arguments) => arguments.threads(),
         _ => None,
     };
-    let outcome = match pool(threads) {
-        Ok(pool) => pool.install(|| run(arguments)),
-        Err(error) => Err(error.into()),
-    };
+    let outcome = dsd_kernels::check_environment().map_err(anyhow::Error::from).and_then(|()| {
+        let pool = pool(threads)?;
+        pool.install(|| run(arguments))
+    });
     match outcome {
         Ok(()) => 0,
         Err(error) => {

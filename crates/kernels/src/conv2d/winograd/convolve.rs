@@ -22,7 +22,7 @@ use crate::parallel::{Shared, for_each_task};
 /// Blocks between two planes beyond what they hold: planes a power of two apart would fall on the same cache lines.
 pub(super) const SKEW: usize = 1;
 /// Blocks of output channels that read the same tiles together, at most.
-pub(super) const GROUP: usize = 4;
+const GROUP: usize = 4;
 
 /// One pass over a layer.
 struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {

@@ -54,7 +54,7 @@ impl Limits {
         gradient_round_tiles: 128,
         many_sum_blocks: 16 * MEGABYTE,
         most_gradient_round_blocks: 40 * MEGABYTE,
-        sum_blocks: 40 * MEGABYTE,
+        sum_blocks: 20 * MEGABYTE,
     };
 
     /// So small that every pass takes many rounds.

@@ -13,13 +13,16 @@ use std::ops::Range;
 
 use super::Settings;
 use super::blocks::{Block, CHANNELS};
-use super::convolve::{GROUP, SKEW};
+use super::convolve::SKEW;
 use super::grid::{Grid, Layer};
 use super::points::Variant;
 use super::product::FilterSums;
 use super::scratch::Scratch;
 use super::transform::{FilterGradients, Maps, ToTiles, planes};
 use crate::parallel::{Shared, for_each_task};
+
+/// Blocks of output channels that read the same transformed inputs together, at most.
+const GROUP: usize = 8;
 
 struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {
     layer: &'a Layer,
