@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "crates" / "models" / "tests" / "reference"), str(ROO
 FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 IGNORED = 255
 WARM_UP = 2
-LONG_RUN = 10.0
+LONG_RUN = 100.0
 
 
 class Absent(Exception):
