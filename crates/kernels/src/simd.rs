@@ -4,6 +4,7 @@
 //! function and from one plain function (the portable path); matrix products are compiled for AVX-512 as well.
 //! `DSD_SIMD=portable` or `avx2` keeps them from better instructions; the tests run each path that the processor has.
 
+use std::ffi::OsStr;
 use std::sync::OnceLock;
 
 use crate::error::{Result, param};
@@ -25,7 +26,11 @@ const NAMES: [(&str, Level); 3] = [("portable", Level::Portable), ("avx2", Level
 
 /// The best level that the environment allows.
 fn allowed() -> Result<Level> {
-    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(Level::Avx512) };
+    std::env::var_os(VARIABLE).map_or(Ok(Level::Avx512), |value| named(&value))
+}
+
+/// The level of that name.
+fn named(value: &OsStr) -> Result<Level> {
     let level = NAMES.iter().find(|(name, _)| value == *name).map(|(_, level)| *level);
     level.ok_or_else(|| param("environment", VARIABLE, "portable, avx2 or avx512", value.display()))
 }
@@ -93,3 +98,18 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_have_names_and_other_names_are_refused() {
+        for (name, level) in NAMES {
+            assert_eq!(named(OsStr::new(name)), Ok(level));
+        }
+        let error = named(OsStr::new("sse")).unwrap_err().to_string();
+        assert_eq!(error, "environment: DSD_SIMD is sse, expected portable, avx2 or avx512");
+        assert!(level() <= present());
+    }
+}
