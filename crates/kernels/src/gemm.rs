@@ -1,9 +1,10 @@
 //! The inner part of a blocked matrix product C = A·B in f32: packed panels in, tiles of C out.
 //!
-//! A is packed in panels of up to 6 rows, so that the innermost loop reads it without gaps; B comes in panels of 16
-//! columns whose rows lie side by side in memory, packed (`Columns::packed`) or where they were found
-//! (`Columns::in_place`). 12 vectors of C stay in registers while one column of A meets one row of B per step. Callers
-//! pack (the second matrix of a convolution never exists as a whole) and decide which task computes which part of C.
+//! A is packed in panels of up to 6 rows, so that the innermost loop reads it without gaps, or is read row by row where it
+//! lies; B comes in panels of 16 columns whose rows lie side by side in memory, packed (`Columns::packed`) or where they
+//! were found (`Columns::in_place`). 6 rows of 16 sums stay in registers, 12 vectors of AVX2 or 6 of AVX-512, while one
+//! column of A meets one row of B per step. Callers pack (the second matrix of a convolution never exists as a whole) and
+//! decide which task computes which part of C.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;

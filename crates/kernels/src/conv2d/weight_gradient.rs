@@ -1,8 +1,9 @@
 //! The weight gradient as matrix products whose depth is the pixels.
 //!
 //! dW[k, (c,tap)] = Σ_pixels dY[k, pixel] · X[c, pixel + tap]. A task goes through some regions of the images and a block
-//! of input channels: it packs what they read of X, with the zero border, in panels of 16 columns (channel, tap), pixel
-//! by pixel, and multiplies dY, as it is, by them. Where there are few channels several tasks share the pixels out, by a
+//! of input channels. X is read through its (channel, tap) columns, in a copy with the zero border or where it lies. The
+//! side with fewer rows, channels of dY or columns of X, is packed in panels of 16, pixel by pixel; the other is read as it
+//! is. If that is X, the product is the transpose, which is turned at the end. Where there are few channels several tasks share the pixels out, by a
 //! number that depends on the sizes alone, and their sums are added in order.
 
 use std::ops::Range;

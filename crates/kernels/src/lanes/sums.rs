@@ -126,7 +126,7 @@ impl Instructions {
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code, reason = "run-time detection stands before it")]
         match self.level {
-            // SAFETY: this level exists only where `detect` has found AVX2, FMA and AVX-512F.
+            // SAFETY: this level exists only where `detect` has found AVX2, FMA, AVX-512F and AVX-512VL.
             Level::Avx512 => return unsafe { run_avx512(stage) },
             // SAFETY: this level exists only where `detect` has found AVX2 and FMA.
             Level::Avx2 => return unsafe { run_avx2(stage) },

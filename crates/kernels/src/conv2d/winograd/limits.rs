@@ -5,7 +5,7 @@ use super::blocks::Block;
 const MEGABYTE: usize = (1 << 20) / size_of::<Block>();
 
 /// Bounds in blocks (64 bytes) and tiles. The numbers were chosen by measurement for cores with 512 KB of second-level
-/// cache; results do not depend on them but for the last bits of gradients of weights, whose sums they split.
+/// cache, own sums and tiles and rounds again for 1 MB; results do not depend on them but for the last bits of gradients of weights, whose sums they split.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Transformed tiles of a whole pass up to this are few ...

@@ -1,7 +1,8 @@
 //! The matrix products between the transforms, one for each of the A×A values of a transformed tile.
 //!
 //! Both read the layouts that the transforms write, so nothing is packed. Twelve vectors of sums stay in registers: six
-//! rows of sixteen channels, or twelve rows of eight, as fewer sums would wait for each other.
+//! rows of sixteen channels, or twelve rows of eight, as fewer sums would wait for each other. With AVX-512 twelve rows of
+//! sixteen.
 
 use super::blocks::{Block, CHANNELS, halves};
 use crate::fresh::uninit;
@@ -219,8 +220,8 @@ fn filter_sums<V: Vector>(
     while row < rows {
         row += match rows - row {
             16.. if V::SUMS >= 16 => filter_rows::<V, 16>(gradients, values, next, sums, stride, row, add),
-            12.. if V::SUMS >= 12 => filter_rows::<V, 12>(gradients, values, next, sums, stride, row, add),
-            8.. if V::SUMS >= 8 => filter_rows::<V, 8>(gradients, values, next, sums, stride, row, add),
+            12 if V::SUMS >= 12 => filter_rows::<V, 12>(gradients, values, next, sums, stride, row, add),
+            8 | 13.. if V::SUMS >= 8 => filter_rows::<V, 8>(gradients, values, next, sums, stride, row, add),
             1 => filter_rows::<V, 1>(gradients, values, next, sums, stride, row, add),
             2 => filter_rows::<V, 2>(gradients, values, next, sums, stride, row, add),
             3 => filter_rows::<V, 3>(gradients, values, next, sums, stride, row, add),
