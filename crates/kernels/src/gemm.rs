@@ -380,16 +380,16 @@ impl Tiles<'_> {
         for (to, sum) in sums.iter_mut().zip(self.sums::<V, F, ROWS>(a, b, first_row)) {
             sum.write(uninit(to));
         }
-        let count = if run { columns.len() } else { 1 };
-        for (row, sums) in sums.iter().enumerate() {
-            for column in (0..columns.len()).step_by(count) {
-                for (out, sum) in part(row, column, count).iter_mut().zip(&sums[column..]) {
+        // By the runs that the columns are made of.
+        for_each_run(columns, |from, count| {
+            for (row, sums) in sums.iter().enumerate() {
+                for (out, sum) in part(row, from, count).iter_mut().zip(&sums[from..]) {
                     // SAFETY: what is added to has been written by contract.
                     let old = if add { unsafe { out.assume_init() } } else { 0.0 };
                     out.write(if add { old + sum } else { *sum });
                 }
             }
-        }
+        });
     }
 
     /// The innermost loop: one panel of A times one of B, on top of the bias unless C is added to.
@@ -423,6 +423,18 @@ impl Tiles<'_> {
             }
         }
         sums
+    }
+}
+
+/// Calls `body` with the first place and the length of each run of neighbours.
+#[inline(always)]
+fn for_each_run(columns: &[usize], mut body: impl FnMut(usize, usize)) {
+    let mut from = 0;
+    for to in 1..=columns.len() {
+        if columns.get(to).is_none_or(|column| *column != columns[to - 1] + 1) {
+            body(from, to - from);
+            from = to;
+        }
     }
 }
 

@@ -33,14 +33,14 @@ fn shapes() -> dsd_kernels::Result<[(Conv2dShape, &'static [Algorithm]); 8]> {
     let shape = Conv2dShape::new;
     let three = Conv2dShape { padding: [1, 1], ..shape([1, 9, 5, 6], 10, [3, 3])? };
     Ok([
-        (three, &[Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4]),
+        (three, &[Algorithm::Gemm, Algorithm::TapByTap, Algorithm::WinogradF2, Algorithm::WinogradF4]),
         (
             Conv2dShape { padding: [2, 2], dilation: [2, 2], ..three },
             &[Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4],
         ),
-        (Conv2dShape { padding: [3, 3], dilation: [3, 3], ..three }, &[Algorithm::WinogradPairs]),
+        (Conv2dShape { padding: [3, 3], dilation: [3, 3], ..three }, &[Algorithm::TapByTap, Algorithm::WinogradPairs]),
         // Only the middle taps read anything.
-        (Conv2dShape { padding: [6, 6], dilation: [6, 6], ..three }, &[Algorithm::Gemm]),
+        (Conv2dShape { padding: [6, 6], dilation: [6, 6], ..three }, &[Algorithm::TapByTap]),
         // So many output channels that the tasks share the sums of the gradient of the weights.
         (Conv2dShape { padding: [1, 1], ..shape([1, 16, 3, 3], 129, [3, 3])? }, &[Algorithm::WinogradF4]),
         (Conv2dShape { stride: [2, 2], padding: [1, 1], ..shape([2, 3, 5, 4], 4, [3, 3])? }, &[Algorithm::Gemm]),

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::Conv2dShape;
+use super::few_pixels;
 use super::lowering::kernel_taps;
 use super::products::{Planes, Reading, Regions, Sums};
 use super::scratch::with_buffer;
@@ -19,6 +20,9 @@ pub(super) fn forward(
     bias: Option<&[f32]>,
     y: &mut [MaybeUninit<f32>],
 ) {
+    if few_pixels::applies(shape) {
+        return few_pixels::forward(instructions, shape, x, weight, bias, y);
+    }
     let (rows, channels) = (shape.group_out_channels(), shape.group_in_channels());
     let depth = channels * shape.taps();
     let out = [shape.out_height(), shape.out_width()];

@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 
 use super::Conv2dShape;
+use super::few_pixels;
 use super::products::{Output, Planes, Reading, Region, Regions, Sums};
 use super::scratch::{Lists, with_buffer, with_lists};
 use crate::gemm::{RowPanels, Target, target};
@@ -67,6 +68,9 @@ pub(super) fn backward_input(
     grad_y: &[f32],
     grad_x: &mut [MaybeUninit<f32>],
 ) {
+    if few_pixels::applies(shape) {
+        return few_pixels::backward_input(instructions, shape, weight, grad_y, grad_x);
+    }
     let (rows, channels) = (shape.group_in_channels(), shape.group_out_channels());
     let row_panels = RowPanels::new(rows);
     let (classes, before) = classes(shape);

@@ -7,8 +7,10 @@
 use std::ops::Range;
 
 use super::Conv2dShape;
-use crate::gemm::PANEL_COLUMNS;
+use super::products::Planes;
+use crate::gemm::{PANEL_COLUMNS, Run};
 use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
+use crate::prefetch::prefetch;
 
 /// How a plane is copied: bordered with zeros, and split into sub-planes by row and column remainder.
 ///
@@ -215,6 +217,42 @@ fn zero_edges<L: Lanes>(plane: &mut [f32], width: usize, [rows, columns]: [&Rang
             L::zero().store_some(&mut line[width - WIDTH..]);
         } else {
             line.fill(0.0);
+        }
+    }
+}
+
+/// Channels between the one that is copied and the one that is fetched into the cache meanwhile.
+pub(super) const AHEAD: usize = 4;
+
+/// Copies some runs of pixels of some channels, one after the other, to `copy`, where channels lie `stride` apart. Runs
+/// count from the first channel of `planes` in the first image.
+pub(super) fn copy_spans(planes: &Planes<'_>, runs: &[Run], channels: Range<usize>, copy: &mut [f32], stride: usize) {
+    Instructions::detect().run(CopySpans { planes, runs, channels, copy, stride });
+}
+
+struct CopySpans<'a> {
+    planes: &'a Planes<'a>,
+    runs: &'a [Run],
+    channels: Range<usize>,
+    copy: &'a mut [f32],
+    stride: usize,
+}
+
+impl Stage for CopySpans<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let plane = self.planes.size[0] * self.planes.size[1];
+        for (channel, mut copy) in self.channels.zip(self.copy.chunks_mut(self.stride)) {
+            for run in self.runs {
+                let first = channel * plane + run.first;
+                // Channels lie so far apart that the processor does not fetch the next one by itself.
+                if channel + AHEAD < self.planes.channels {
+                    prefetch(&self.planes.elements[first + AHEAD * plane..][..run.len]);
+                }
+                let (out, rest) = copy.split_at_mut(run.len);
+                copy_row::<L>(&self.planes.elements[first..], out);
+                copy = rest;
+            }
         }
     }
 }

@@ -6,14 +6,15 @@
 
 mod depthwise;
 mod dispatch;
+mod few_pixels;
 mod implicit;
 mod input_gradient;
-mod live_taps;
 mod lowering;
 mod products;
 mod reference;
 mod scratch;
 mod shape;
+mod tap_by_tap;
 mod weight_gradient;
 mod winograd;
 
@@ -23,7 +24,6 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::error::check_length;
-use live_taps::LiveTaps;
 pub use shape::Conv2dShape;
 
 static EXACT: AtomicBool = AtomicBool::new(false);
@@ -51,6 +51,8 @@ pub enum Algorithm {
     Reference,
     /// Blocked matrix products that read the input through its taps. Any shape.
     Gemm,
+    /// Matrix products for each tap, over the pixels for which it reads inside of the input. Stride 1.
+    TapByTap,
     /// Loops over rows, one plane at a time. One input channel per group.
     Depthwise,
     /// Winograd's F(2×2, 3×3), for small maps. 3×3 kernels with stride 1, one group and padding ≤ 2·dilation.
@@ -66,13 +68,13 @@ impl Algorithm {
     /// The algorithm that f32 outputs and gradients of the input of `shape` are computed by.
     #[must_use]
     pub fn choose(shape: &Conv2dShape) -> Self {
-        dispatch::choose(winograd::Task::Convolution, LiveTaps::of(shape).shape(), exact())
+        dispatch::choose(winograd::Task::Convolution, shape, exact())
     }
 
     /// The algorithm that f32 gradients of the weight of `shape` are computed by.
     #[must_use]
     pub fn choose_weight_gradient(shape: &Conv2dShape) -> Self {
-        dispatch::choose(winograd::Task::WeightGradient, LiveTaps::of(shape).shape(), exact())
+        dispatch::choose(winograd::Task::WeightGradient, shape, exact())
     }
 }
 
@@ -91,8 +93,7 @@ impl Element for f64 {}
 pub fn forward<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias: Option<&[T]>, y: &mut [T]) -> Result<()> {
     shape.check()?;
     shape.check_weight("weight", weight.len())?;
-    let live = LiveTaps::of(shape);
-    forward_with(T::choose(live.shape()), live.shape(), x, &live.weight(weight), bias, y)
+    forward_with(T::choose(shape), shape, x, weight, bias, y)
 }
 
 /// [`forward`] by the algorithm named.
@@ -128,8 +129,7 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
     if let Some(bias) = bias {
         shape.check_bias(bias.len())?;
     }
-    let live = LiveTaps::of(shape);
-    T::forward_vec(live.shape(), x, &live.weight(weight), bias)
+    T::forward_vec(shape, x, weight, bias)
 }
 
 /// The gradient of the input: `weight` [K,C/groups,kh,kw] and `grad_y` `[N,K,Ho,Wo]` give `grad_x` `[N,C,H,W]`, which is
@@ -140,8 +140,7 @@ pub fn forward_vec<T: Element>(shape: &Conv2dShape, x: &[T], weight: &[T], bias:
 pub fn backward_input<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y: &[T], grad_x: &mut [T]) -> Result<()> {
     shape.check()?;
     shape.check_weight("weight", weight.len())?;
-    let live = LiveTaps::of(shape);
-    backward_input_with(T::choose(live.shape()), live.shape(), &live.weight(weight), grad_y, grad_x)
+    backward_input_with(T::choose(shape), shape, weight, grad_y, grad_x)
 }
 
 /// [`backward_input`] by the algorithm named.
@@ -170,8 +169,7 @@ pub fn backward_input_vec<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y:
     shape.check()?;
     shape.check_weight("weight", weight.len())?;
     shape.check_output("grad_y", grad_y.len())?;
-    let live = LiveTaps::of(shape);
-    T::backward_input_vec(live.shape(), &live.weight(weight), grad_y)
+    T::backward_input_vec(shape, weight, grad_y)
 }
 
 /// The gradient of the weight: `x` `[N,C,H,W]` and `grad_y` `[N,K,Ho,Wo]` give `grad_weight` [K,C/groups,kh,kw], which is
@@ -181,10 +179,7 @@ pub fn backward_input_vec<T: Element>(shape: &Conv2dShape, weight: &[T], grad_y:
 /// As [`forward`].
 pub fn backward_weight<T: Element>(shape: &Conv2dShape, x: &[T], grad_y: &[T], grad_weight: &mut [T]) -> Result<()> {
     shape.check()?;
-    shape.check_weight("grad_weight", grad_weight.len())?;
-    LiveTaps::of(shape).gradient(grad_weight, |shape, grad_weight| {
-        backward_weight_with(T::choose_weight_gradient(shape), shape, x, grad_y, grad_weight)
-    })
+    backward_weight_with(T::choose_weight_gradient(shape), shape, x, grad_y, grad_weight)
 }
 
 /// [`backward_weight`] by the algorithm named.

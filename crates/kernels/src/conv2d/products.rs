@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::lowering::{Border, pack_pixels};
+use super::lowering::{AHEAD, Border, pack_pixels};
 use super::scratch::{Lists, with_buffer, with_lists};
 use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Rows, Run, Target};
 use crate::lanes::Instructions;
@@ -24,8 +24,6 @@ const REGION_COPY: usize = 32 << 10;
 /// Regions that a pass should have at least, if they would have this many pixels.
 const REGIONS: usize = 8;
 const FEW_PIXELS: usize = 48;
-/// Channels between the one that is copied and the one that is fetched into the cache meanwhile.
-const AHEAD: usize = 4;
 /// Elements of a cache line.
 const LINE: usize = 16;
 

@@ -52,6 +52,11 @@ pub(super) fn with_lists<R>(body: impl FnOnce(&mut Lists) -> R) -> R {
     result
 }
 
+/// Runs `body` with three of them.
+pub(super) fn with_three_lists<R>(body: impl FnOnce([&mut Lists; 3]) -> R) -> R {
+    with_lists(|a| with_lists(|b| with_lists(|c| body([a, b, c]))))
+}
+
 /// Buffers that one thread keeps at most.
 const KEPT: usize = 8;
 

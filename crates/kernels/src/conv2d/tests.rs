@@ -50,7 +50,7 @@ const fn setting(
     Setting { input, out_channels, kernel, stride, padding, extra_padding: [0, 0], dilation, groups }
 }
 
-const SETTINGS: [Setting; 43] = [
+const SETTINGS: [Setting; 45] = [
     setting([1, 1, 1, 1], 1, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
     setting([2, 3, 7, 9], 5, [3, 3], [[1, 1], [1, 1], [1, 1]], 1),
     setting([1, 3, 23, 31], 17, [7, 7], [[2, 2], [3, 3], [1, 1]], 1),
@@ -65,6 +65,7 @@ const SETTINGS: [Setting; 43] = [
     setting([3, 33, 5, 7], 20, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
     setting([2, 300, 3, 5], 40, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
     setting([5, 40, 2, 2], 70, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
+    setting([2, 20, 2, 3], 300, [1, 1], [[1, 1], [0, 0], [1, 1]], 1),
     setting([2, 9, 11, 8], 10, [1, 1], [[2, 2], [0, 0], [1, 1]], 1),
     setting([2, 9, 11, 8], 10, [1, 1], [[2, 3], [1, 0], [1, 1]], 1),
     setting([1, 3, 9, 17], 4, [4, 3], [[3, 2], [2, 1], [1, 2]], 1),
@@ -95,6 +96,8 @@ const SETTINGS: [Setting; 43] = [
     setting([1, 5, 32, 32], 4, [3, 3], [[1, 1], [16, 16], [16, 16]], 1),
     setting([2, 3, 66, 98], 5, [3, 3], [[2, 2], [1, 1], [1, 1]], 1),
     setting([2, 6, 33, 34], 6, [2, 2], [[2, 2], [0, 0], [1, 1]], 2),
+    // Dilations near the size of the map, with several blocks of channels and parts of rows.
+    setting([2, 260, 5, 6], 390, [3, 3], [[1, 1], [4, 5], [4, 5]], 1),
     // More taps than a packed panel has rows.
     setting([1, 2, 21, 40], 3, [17, 17], [[1, 1], [8, 8], [1, 1]], 1),
 ];
@@ -213,7 +216,19 @@ fn matrix_products_with_any_instructions_agree_with_the_formula() {
             weight_gradient::backward_weight(instructions, shape, &data.x, &data.grad_y, grad_weight);
         };
         assert_eq!(check(&format!("{instructions:?}"), &passes, |_| true), SHAPES);
+        let by_taps = |shape: &Conv2dShape, data: &Data, y: &mut [f32], grad_x: &mut [f32], grad_weight: &mut [f32]| {
+            tap_by_tap::forward(instructions, shape, &data.x, &data.weight, Some(&data.bias), uninit(y));
+            tap_by_tap::backward_input(instructions, shape, &data.weight, &data.grad_y, uninit(grad_x));
+            tap_by_tap::backward_weight(instructions, shape, &data.x, &data.grad_y, grad_weight);
+        };
+        assert!(check(&format!("{instructions:?}, tap by tap"), &by_taps, tap_by_tap::computes) >= 6 + 32);
     }
+}
+
+#[test]
+fn products_by_taps_agree_with_the_formula() {
+    let takes = |shape: &Conv2dShape| shape.stride == [1, 1];
+    assert!(check("tap by tap", &by_algorithm(Algorithm::TapByTap), takes) >= 6 + 32);
 }
 
 #[test]
@@ -321,7 +336,6 @@ fn extra_padding_is_zeros_after_the_last_row_and_column() {
         let [below, right] = shape.extra_padding;
         let (height, width) = (shape.in_height + below, shape.in_width + right);
         let larger = Conv2dShape { in_height: height, in_width: width, extra_padding: [0, 0], ..shape };
-        assert_eq!(winograd::faster(winograd::Task::Convolution, &shape), None);
         let mut stream = Stream::new(5, "conv2d", 0, count);
         let mut next = |len: usize| draw(&mut stream, len).1;
         let (x, weight, grad_y) = (next(shape.input_len()), next(shape.weight_len()), next(shape.output_len()));

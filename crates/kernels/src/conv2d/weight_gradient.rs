@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::Conv2dShape;
 use super::lowering::kernel_taps;
 use super::products::{Planes, Reading, Regions};
-use super::scratch::{Lists, with_buffer, with_lists};
+use super::scratch::{Lists, with_buffer, with_three_lists};
 use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Rows, Run, Scattered, Target, target};
 use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
 use crate::parallel::for_each_task;
@@ -104,9 +104,7 @@ impl Pass<'_> {
     unsafe fn run(&self, regions: Range<usize>, channels: Range<usize>, sums: Target<'_>) {
         let (rows, taps) = (self.grad_y.channels, self.taps.len());
         let columns = channels.start * taps..channels.end * taps;
-        // The matrix with fewer rows is packed: that is work, and so are the rows that the last panel is short of.
-        let work = |a: usize, packed: usize| a * packed.next_multiple_of(PANEL_COLUMNS) + PACKING * packed;
-        if work(rows, columns.len()) <= work(columns.len(), rows) {
+        if packs_second([rows, columns.len()]) {
             let out = Output { columns, row_stride: self.depth, elements: sums };
             // SAFETY: the contract is handed on unchanged.
             unsafe { self.sum(regions, channels, false, &out) };
@@ -135,7 +133,7 @@ impl Pass<'_> {
         let (rows, taps) = (self.grad_y.channels, self.taps.len());
         let [height, width] = self.grad_y.size;
         let plane = height * width;
-        let add_region = |index: usize, y: &mut Lists, x: &mut Lists, copy: &mut [f32]| {
+        let add_region = |index: usize, [x, y, sums]: [&mut Lists; 3], copy: &mut [f32]| {
             let region = self.regions.region(index);
             let (elements, stride) = self.regions.read(&region, channels.clone(), copy);
             self.regions.list_runs(&region, &mut x.runs);
@@ -152,56 +150,78 @@ impl Pass<'_> {
             y.rows.extend((0..rows).map(|row| (self.grad_y.first + row) * plane));
             let y_side = Side { elements: self.grad_y.elements, rows: &y.rows, runs: &y.runs, far: true };
 
-            let (a, b) = if transposed { (x_side, y_side) } else { (y_side, x_side) };
-            y.sources.clear();
-            y.sources.extend(a.runs.iter().flat_map(|run| run.first..run.first + run.len));
-            y.columns.clear();
-            y.columns.extend(out.columns.clone());
-            for (index_of_block, places) in y.sources.chunks(PACKED_ROWS).enumerate() {
-                with_buffer(b.rows.len().next_multiple_of(PANEL_COLUMNS) * places.len(), |packed| {
-                    let first = index_of_block * PACKED_ROWS;
-                    self.instructions.run(Pack { side: b, pixels: first..first + places.len(), packed });
-                    let row_panels = RowPanels::new(a.rows.len());
-                    let block = Block {
-                        row_panels,
-                        panels: 0..row_panels.count(),
-                        a: Rows::InPlace(Scattered { elements: a.elements, rows: a.rows, places, far: a.far }),
-                        b: Columns::packed(packed, places.len(), b.rows.len(), &mut x.panels),
-                        columns: &y.columns,
-                        row_stride: out.row_stride,
-                        add: index > regions.start || index_of_block > 0,
-                        bias: None,
-                    };
-                    // SAFETY: the contract is handed on unchanged.
-                    unsafe { block.run(self.instructions, out.elements) };
-                });
-            }
+            let sides = if transposed { [x_side, y_side] } else { [y_side, x_side] };
+            // SAFETY: the contract is handed on unchanged.
+            unsafe { multiply(self.instructions, sums, sides, index > regions.start, out) };
         };
-        with_lists(|y| {
-            with_lists(|x| {
-                with_buffer(self.regions.copy_len() + PANEL_COLUMNS, |copy| {
-                    regions.clone().for_each(|index| add_region(index, y, x, copy));
-                });
+        with_three_lists(|[x, y, sums]| {
+            with_buffer(self.regions.copy_len() + PANEL_COLUMNS, |copy| {
+                regions.clone().for_each(|index| add_region(index, [x, y, sums], copy));
             });
         });
     }
 }
 
+/// Whether the second of two matrices with these rows is the one to pack: that is work, and so are the rows that the last
+/// panel is short of.
+pub(super) fn packs_second([first, second]: [usize; 2]) -> bool {
+    let work = |in_place: usize, packed: usize| in_place * packed.next_multiple_of(PANEL_COLUMNS) + PACKING * packed;
+    work(first, second) <= work(second, first)
+}
+
+/// Writes the products of the rows of two matrices, or adds them: each the sum over all pixels, the rows of the first read
+/// where they lie, those of the second packed.
+///
+/// # Safety
+/// Nobody else uses these rows and columns of the output meanwhile; where `add` they have been written.
+#[allow(unsafe_code, reason = "hands its contract on")]
+pub(super) unsafe fn multiply(
+    instructions: Instructions,
+    Lists { sources, columns, panels, .. }: &mut Lists,
+    [a, b]: [Side<'_>; 2],
+    add: bool,
+    out: &Output<'_>,
+) {
+    sources.clear();
+    sources.extend(a.runs.iter().flat_map(|run| run.first..run.first + run.len));
+    columns.clear();
+    columns.extend(out.columns.clone());
+    for (block, places) in sources.chunks(PACKED_ROWS).enumerate() {
+        with_buffer(b.rows.len().next_multiple_of(PANEL_COLUMNS) * places.len(), |packed| {
+            let first = block * PACKED_ROWS;
+            instructions.run(Pack { side: b, pixels: first..first + places.len(), packed });
+            let row_panels = RowPanels::new(a.rows.len());
+            let product = Block {
+                row_panels,
+                panels: 0..row_panels.count(),
+                a: Rows::InPlace(Scattered { elements: a.elements, rows: a.rows, places, far: a.far }),
+                b: Columns::packed(packed, places.len(), b.rows.len(), panels),
+                columns,
+                row_stride: out.row_stride,
+                add: add || block > 0,
+                bias: None,
+            };
+            // SAFETY: the contract is handed on unchanged.
+            unsafe { product.run(instructions, out.elements) };
+        });
+    }
+}
+
 /// Where sums go: row r of column c at r · `row_stride` + c.
-struct Output<'a> {
-    columns: Range<usize>,
-    row_stride: usize,
-    elements: Target<'a>,
+pub(super) struct Output<'a> {
+    pub(super) columns: Range<usize>,
+    pub(super) row_stride: usize,
+    pub(super) elements: Target<'a>,
 }
 
 /// One of the two matrices: row r has at each pixel of the runs what lies so far after its own start.
 #[derive(Clone, Copy)]
-struct Side<'a> {
-    elements: &'a [f32],
-    rows: &'a [usize],
-    runs: &'a [Run],
+pub(super) struct Side<'a> {
+    pub(super) elements: &'a [f32],
+    pub(super) rows: &'a [usize],
+    pub(super) runs: &'a [Run],
     /// Whether each row is in another plane.
-    far: bool,
+    pub(super) far: bool,
 }
 
 /// Packs the rows of a matrix as columns: pixel by pixel what each has there, sixteen to a panel. The last columns of the

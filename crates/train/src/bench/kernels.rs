@@ -262,6 +262,7 @@ pub(super) fn algorithms(bench: &mut Bench) -> Result<()> {
             let rectified_exact = rectified.exactly(pass)?;
             for algorithm in [
                 Algorithm::Gemm,
+                Algorithm::TapByTap,
                 Algorithm::Depthwise,
                 Algorithm::WinogradF2,
                 Algorithm::WinogradF4,

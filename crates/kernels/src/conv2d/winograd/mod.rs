@@ -76,16 +76,6 @@ pub(super) enum Task {
     WeightGradient,
 }
 
-/// The tile that does this faster than a matrix product would; `None` where none does.
-pub(super) fn faster(task: Task, shape: &Conv2dShape) -> Option<Tile> {
-    let tiles = [Tile::Four, Tile::Two, Tile::Pair].into_iter().filter(|&tile| computes(tile, shape));
-    let (cost, tile) = tiles.map(|tile| (cost(tile, task, shape), tile)).min_by(|a, b| a.0.total_cmp(&b.0))?;
-    // A product of fewer than four rows is no faster than one of four. Its weights are packed, too.
-    let [c, k] = [shape.in_channels, shape.out_channels].map(|channels| channels.max(4) as f64);
-    let product = (shape.batch * shape.out_height() * shape.out_width() * 9 + 300) as f64 * c * k;
-    (cost < product).then_some(tile)
-}
-
 /// True for the shapes that these tiles can compute.
 pub(super) fn computes(tile: Tile, shape: &Conv2dShape) -> bool {
     let size = [shape.in_height, shape.in_width];
@@ -100,10 +90,17 @@ pub(super) fn computes(tile: Tile, shape: &Conv2dShape) -> bool {
     shape.kernel == [3, 3] && shape.stride == [1, 1] && shape.groups == 1 && fits(0) && fits(1) && shape.batch > 0
 }
 
-/// What a pass costs, in multiplications of a matrix product. The transforms of a tile are worth so many for each output
+/// What a multiplication costs where there are more transformed weights than stay in the second-level cache.
+const UNCACHED: f64 = 1.2;
+const CACHED_WEIGHTS: f64 = 256e3;
+
+/// What a pass costs, in multiplications of a matrix product; `None` where these tiles cannot compute it. The transforms of a tile are worth so many for each output
 /// and channel, those of the weights as much as the products of so many tiles: numbers that fit what layers of 8 to 64
 /// channels took.
-fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> f64 {
+pub(super) fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> Option<f64> {
+    if !computes(tile, shape) {
+        return None;
+    }
     let (side, places, transform): (u32, u32, u32) = match tile {
         Tile::Two => (2, 16, 36),
         Tile::Four => (4, 36, 22),
@@ -119,7 +116,8 @@ fn cost(tile: Tile, task: Task, shape: &Conv2dShape) -> f64 {
     // Channels come in whole vectors.
     let [c, k] = [shape.in_channels, shape.out_channels].map(|channels| channels.next_multiple_of(WIDTH) as f64);
     let products = (tiles + weights) as f64 * f64::from(places) * c * k;
-    products + tiles as f64 * f64::from(side * side * transform) * (c + k)
+    let slower = if f64::from(places) * c * k > CACHED_WEIGHTS { UNCACHED } else { 1.0 };
+    Some(slower * products + tiles as f64 * f64::from(side * side * transform) * (c + k))
 }
 
 /// Writes the convolution of `x` [N,C,H,W] by `weight` [K,C,3,3], and `bias`, to all of `y` [N,K,Ho,Wo]; `shape` is one

@@ -229,50 +229,21 @@ fn operations_that_run_at_once_do_not_disturb_each_other() {
 }
 
 #[test]
-fn shapes_with_other_kernels_strides_groups_or_few_channels_are_left_to_others() {
+fn other_kernels_strides_and_groups_are_left_to_others() {
     let good = shape(([2, 64, 32, 32, 64], [1, 1], [1, 1]));
-    for task in [Task::Convolution, Task::WeightGradient] {
-        assert_eq!(faster(task, &good), Some(Tile::Four));
-        assert_eq!(faster(task, &Conv2dShape { dilation: [4, 4], padding: [4, 4], ..good }), Some(Tile::Four));
-        for bad in [
-            Conv2dShape { kernel: [3, 1], ..good },
-            Conv2dShape { stride: [2, 1], ..good },
-            Conv2dShape { groups: 2, ..good },
-            Conv2dShape { padding: [3, 1], ..good },
-            Conv2dShape { in_channels: 3, ..good },
-            Conv2dShape { out_channels: 1, ..good },
-            Conv2dShape { in_channels: 6, out_channels: 12, ..good },
-            // Almost every phase of the map is a single pixel.
-            Conv2dShape { dilation: [31, 31], padding: [31, 31], ..good },
-        ] {
-            assert_eq!(faster(task, &bad), None, "{bad:?}");
+    for bad in [
+        Conv2dShape { kernel: [3, 1], ..good },
+        Conv2dShape { stride: [2, 1], ..good },
+        Conv2dShape { groups: 2, ..good },
+        Conv2dShape { padding: [3, 1], ..good },
+        Conv2dShape { extra_padding: [0, 1], ..good },
+    ] {
+        for tile in [Tile::Two, Tile::Four, Tile::Pair] {
+            assert!(!computes(tile, &bad), "{tile:?} {bad:?}");
+            assert_eq!(cost(tile, Task::Convolution, &bad), None);
         }
     }
-    // Half a block of channels costs half.
-    let thin = Conv2dShape { in_channels: 8, out_channels: 16, ..good };
-    assert_eq!([Task::Convolution, Task::WeightGradient].map(|task| faster(task, &thin)), [Some(Tile::Four); 2]);
-}
-
-#[test]
-fn dilations_of_half_the_map_and_more_use_pairs() {
-    let layer = |size: usize, dilation: usize| shape(([4, 32, size, size, 32], [dilation; 2], [dilation; 2]));
-    for task in [Task::Convolution, Task::WeightGradient] {
-        for (size, dilation, tile) in
-            [(32, 16, Some(Tile::Pair)), (32, 20, Some(Tile::Pair)), (32, 8, Some(Tile::Four))]
-        {
-            assert_eq!(faster(task, &layer(size, dilation)), tile, "{size}, dilation {dilation}");
-        }
-    }
-    assert!(
-        !computes(Tile::Pair, &layer(33, 16))
-            && !computes(Tile::Pair, &Conv2dShape { padding: [16, 15], ..layer(32, 16) })
-    );
-}
-
-#[test]
-fn maps_of_a_few_pixels_use_the_small_tile() {
-    for (size, tile) in [(2, Tile::Pair), (4, Tile::Two), (7, Tile::Four), (16, Tile::Four)] {
-        let shape = shape(([4, 256, size, size, 256], [1, 1], [1, 1]));
-        assert_eq!(faster(Task::Convolution, &shape), Some(tile), "{size}");
-    }
+    let pairs =
+        |size: usize, padding: [usize; 2]| computes(Tile::Pair, &shape(([4, 32, size, size, 32], padding, [16, 16])));
+    assert!(pairs(32, [16, 16]) && !pairs(33, [16, 16]) && !pairs(32, [16, 15]));
 }
