@@ -65,8 +65,8 @@ fn algorithms_are_timed_with_their_errors() {
     succeed(dsd(&["bench", "algorithms"]).args(only));
     let rows = json(&path);
     let rows = rows.as_array().unwrap();
-    // Matrix products and both tiles of Winograd, in three passes.
-    assert_eq!(rows.len(), 9, "{rows:?}");
+    // Matrix products of all taps and tap by tap, and both tiles of Winograd, in three passes.
+    assert_eq!(rows.len(), 12, "{rows:?}");
     for row in rows {
         let errors: Vec<f64> = row["errors"].as_array().unwrap().iter().map(|error| error.as_f64().unwrap()).collect();
         assert!(errors.iter().all(|error| *error > 0.0 && *error < 1e-5), "{row}");
