@@ -76,12 +76,13 @@ pub(super) fn choose(task: Task, shape: &Conv2dShape, exact: bool) -> Algorithm 
         packed + pairs as f64 * (BY_TAP * weights as f64 + (shape.groups * PAIR * (c + k)) as f64)
     });
     let tiles = [Tile::Four, Tile::Two, Tile::Pair].into_iter().filter(|_| !exact);
-    let by_tiles = tiles.filter_map(|tile| Some((winograd::cost(tile, task, shape)?, by_tiles(tile))));
+    let by_tiles = tiles.filter_map(|tile| Some((winograd::cost(tile, task, shape)?, with_tile(tile))));
     let others = by_taps.map(|cost| (cost, Algorithm::TapByTap)).into_iter().chain(by_tiles);
     others.fold((product, Algorithm::Gemm), |best, other| if other.0 < best.0 { other } else { best }).1
 }
 
-fn by_tiles(tile: Tile) -> Algorithm {
+/// Winograd's algorithm with this tile.
+fn with_tile(tile: Tile) -> Algorithm {
     match tile {
         Tile::Two => Algorithm::WinogradF2,
         Tile::Four => Algorithm::WinogradF4,

@@ -31,6 +31,15 @@ pub(super) fn applies(shape: &Conv2dShape) -> bool {
     plain && shape.extra_padding == [0, 0] && shape.batch * shape.in_height * shape.in_width <= PIXELS
 }
 
+/// Where all pixels of one channel lie in a tensor with `of` channels.
+fn pixel_places(shape: &Conv2dShape, of: usize, channel: usize) -> impl Iterator<Item = usize> {
+    let plane = shape.in_height * shape.in_width;
+    (0..shape.batch).flat_map(move |image| {
+        let first = (image * of + channel) * plane;
+        first..first + plane
+    })
+}
+
 /// The output of a shape to which this [`applies`], bias included; every element of `y` is written.
 pub(super) fn forward(
     instructions: Instructions,
@@ -49,15 +58,12 @@ pub(super) fn forward(
     let y = Shared::new(y);
     let run = |task: usize, Lists { columns, rows: starts, sources, panels, .. }: &mut Lists, packed: &mut [f32]| {
         let (group, part) = (task / tasks, task % tasks);
-        let image_starts = |of: usize, first: usize| {
-            (0..shape.batch).flat_map(move |image| (0..plane).map(move |pixel| (image * of + first) * plane + pixel))
-        };
         columns.clear();
-        columns.extend(image_starts(shape.out_channels, group * rows));
+        columns.extend(pixel_places(shape, shape.out_channels, group * rows));
         for first in (0..channels).step_by(PACKED_ROWS) {
             let depth = PACKED_ROWS.min(channels - first);
             sources.clear();
-            sources.extend(image_starts(shape.in_channels, group * channels + first));
+            sources.extend(pixel_places(shape, shape.in_channels, group * channels + first));
             starts.clear();
             starts.extend((0..depth).map(|channel| channel * plane));
             pack_pixels(x, sources, starts, packed);
@@ -140,8 +146,7 @@ fn multiply(
         columns.clear();
         columns.extend(0..width);
         starts.clear();
-        starts
-            .extend((0..shape.batch).flat_map(|image| (0..plane).map(move |p| image * shape.out_channels * plane + p)));
+        starts.extend(pixel_places(shape, shape.out_channels, 0));
         for first in (0..rows).step_by(PACKED_ROWS) {
             let depth = PACKED_ROWS.min(rows - first);
             pack_rows(
