@@ -157,7 +157,8 @@ pub struct Gradients<'a, T> {
     pub slopes: &'a mut [T],
 }
 
-/// The gradients of [`forward_train`] or [`forward_eval`] from x, the output `y` and the output's gradient `g`.
+/// The gradients of [`forward_train`] or [`forward_eval`] from x and the output's gradient `g`; what went into the
+/// activation is computed again, to the same bit.
 ///
 /// With one value per channel and its own statistics the gradients of x and weight are exactly 0.
 ///
@@ -166,14 +167,13 @@ pub struct Gradients<'a, T> {
 pub fn backward<T: Element>(
     sizes: Planes,
     x: &[T],
-    y: &[T],
     g: &[T],
     affine: Affine<'_, T>,
     statistics: &Statistics,
     source: Source,
     gradients: Gradients<'_, T>,
 ) -> Result<()> {
-    check_backward(sizes, x, y, g, &affine, statistics)?;
+    check_backward(sizes, x, g, &affine, statistics)?;
     check_length(OP, "weight gradient", gradients.weight.len(), sizes.channels)?;
     check_length(OP, "bias gradient", gradients.bias.len(), sizes.channels)?;
     check_length(OP, "slopes' gradient", gradients.slopes.len(), affine.slopes.map_or(0, <[T]>::len))?;
@@ -181,7 +181,7 @@ pub fn backward<T: Element>(
         check_length(OP, "input gradient", dx.len(), sizes.elements())?;
     }
     let Gradients { x: dx, weight, bias, slopes } = gradients;
-    differentiate(sizes, [x, y, g], affine, statistics, source, dx.map(uninit), [weight, bias, slopes]);
+    differentiate(sizes, [x, g], affine, statistics, source, dx.map(uninit), [weight, bias, slopes]);
     Ok(())
 }
 
@@ -205,18 +205,18 @@ pub struct NewGradients<T> {
 #[allow(unsafe_code, reason = "all channels together write the whole gradient")]
 pub fn backward_vec<T: Element>(
     sizes: Planes,
-    [x, y, g]: [&[T]; 3],
+    [x, g]: [&[T]; 2],
     affine: Affine<'_, T>,
     statistics: &Statistics,
     source: Source,
     wants_x: bool,
 ) -> Result<NewGradients<T>> {
-    check_backward(sizes, x, y, g, &affine, statistics)?;
+    check_backward(sizes, x, g, &affine, statistics)?;
     let zeros = |len: usize| vec![T::ZERO; len];
     let (mut weight, mut bias) = (zeros(sizes.channels), zeros(sizes.channels));
     let mut slopes = zeros(affine.slopes.map_or(0, <[T]>::len));
     let mut run = |dx: Option<&mut [MaybeUninit<T>]>| {
-        differentiate(sizes, [x, y, g], affine, statistics, source, dx, [&mut weight, &mut bias, &mut slopes]);
+        differentiate(sizes, [x, g], affine, statistics, source, dx, [&mut weight, &mut bias, &mut slopes]);
     };
     let x = if wants_x {
         // SAFETY: every channel is visited, and writes all of its planes.
@@ -231,7 +231,7 @@ pub fn backward_vec<T: Element>(
 /// Writes every element of `dx`.
 fn differentiate<T: Element>(
     sizes: Planes,
-    [x, y, g]: [&[T]; 3],
+    [x, g]: [&[T]; 2],
     affine: Affine<'_, T>,
     statistics: &Statistics,
     source: Source,
@@ -254,8 +254,8 @@ fn differentiate<T: Element>(
         let (mut sum, mut product, mut slopes) = (0.0, 0.0, 0.0);
         for from in planes(sizes, channel) {
             let to = from + sizes.pixels;
-            let (x, y, g) = (&x[from..to], &y[from..to], &g[from..to]);
-            let [g, gx, slope] = vectorised(GradientSums { x, y, g, channel: normalised, next });
+            let (x, g) = (&x[from..to], &g[from..to]);
+            let [g, gx, slope] = vectorised(GradientSums { x, g, channel: normalised, next });
             sum += g;
             product += gx;
             slopes += slope;
@@ -283,8 +283,8 @@ fn differentiate<T: Element>(
             #[allow(unsafe_code, reason = "channels write disjoint planes")]
             // SAFETY: the plane belongs to this channel alone, and each channel is visited once.
             let dx = unsafe { dx.part(from, sizes.pixels) };
-            let (x, y, g) = (&x[from..to], &y[from..to], &g[from..to]);
-            vectorised(Gradient { x, y, g, channel: normalised, factor, slope, shift, next, dx });
+            let (x, g) = (&x[from..to], &g[from..to]);
+            vectorised(Gradient { x, g, channel: normalised, factor, slope, shift, next, dx });
         }
     });
     match dslopes {
@@ -329,12 +329,11 @@ fn check_forward<T: Float>(sizes: Planes, x: &[T], affine: &Affine<'_, T>, y: us
 fn check_backward<T: Float>(
     sizes: Planes,
     x: &[T],
-    y: &[T],
     g: &[T],
     affine: &Affine<'_, T>,
     statistics: &Statistics,
 ) -> Result<()> {
-    check_forward(sizes, x, affine, y.len())?;
+    check_forward(sizes, x, affine, sizes.elements())?;
     check_statistics(sizes, statistics)?;
     check_length(OP, "gradient", g.len(), sizes.elements())
 }

@@ -2,11 +2,14 @@
 
 use rayon::prelude::*;
 
+use crate::activation::{Kernel, vectorised};
 use crate::error::{check_length, param};
 use crate::{Float, Result};
 
 /// Elements per task.
 const CHUNK: usize = 1 << 15;
+/// Partial sums of [`sum_of_squares`], so that additions do not wait for each other.
+const LANES: usize = 16;
 
 /// Settings of [`sgd_step`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,6 +153,37 @@ pub fn average_step<T: Float>(average: &mut [T], values: &[T], keep: f64) -> Res
     Ok(())
 }
 
+/// Σ x² in f64: the square of a gradient's norm. The same for any number of threads.
+#[must_use]
+pub fn sum_of_squares<T: Float>(values: &[T]) -> f64 {
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(|values| vectorised(Squares { values })).collect();
+    sums.iter().sum()
+}
+
+/// Σ x² of one chunk, in partial sums.
+struct Squares<'a, T> {
+    values: &'a [T],
+}
+
+impl<T: Float> Kernel for Squares<'_, T> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut sums = [0.0; LANES];
+        let (chunks, rest) = self.values.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *sum += x.to_f64() * x.to_f64();
+            }
+        }
+        for (sum, x) in sums.iter_mut().zip(rest) {
+            *sum += x.to_f64() * x.to_f64();
+        }
+        sums.iter().sum()
+    }
+}
+
 fn not_negative(op: &'static str, argument: &'static str, value: f64) -> Result<()> {
     if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(param(op, argument, "a finite number ≥ 0", value)) }
 }
@@ -161,6 +195,18 @@ fn part_that_stays(op: &'static str, argument: &'static str, value: f64) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sum_of_squares_is_exact_in_f64_and_keeps_a_nan() {
+        // Whole numbers: no sum is rounded, in any order; neither is that of f32, whose squares would be.
+        for len in [0, 1, 17, CHUNK + 21] {
+            let values: Vec<f32> = (0..len).map(|index| 4097.0 + (index % 7) as f32).collect();
+            let wide: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
+            let expected: f64 = wide.iter().map(|x| x * x).sum();
+            assert_eq!((sum_of_squares(&values), sum_of_squares(&wide)), (expected, expected), "{len}");
+        }
+        assert!(sum_of_squares(&[1f32, f32::NAN]).is_nan());
+    }
 
     fn close(got: &[f64], expected: &[f64]) {
         for (index, (got, expected)) in got.iter().zip(expected).enumerate() {

@@ -5,7 +5,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, WithD
 use dsd_kernels::activation::{self as kernels, Element, Planes, Softmax};
 
 use crate::storage::{by_dtype, from_elements, with_slices};
-use crate::{Error, Result, check, storage, tape};
+use crate::tape::{self, Reads};
+use crate::{Error, Result, check, storage};
 
 pub use dsd_kernels::activation::Activation;
 
@@ -92,7 +93,7 @@ pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 fn pointwise(op: &'static str, x: &Tensor, activation: Activation) -> Result<Tensor> {
     check::float(op, "x", x)?;
-    Ok(tape::apply1(&x.contiguous()?, Pointwise { op, activation })?)
+    Ok(tape::apply1(&x.contiguous()?, Pointwise { op, activation }, reads(activation))?)
 }
 
 /// x where x > 0, else weight · x, with one weight for all channels or one for each.
@@ -113,7 +114,7 @@ pub fn prelu(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if weight.dims() != [1] && weight.dims() != [channels] {
         return Err(check::shape(OP, "weight", format!("[{channels}] or [1]"), weight));
     }
-    Ok(tape::apply2(&x.contiguous()?, &weight.contiguous()?, Prelu)?)
+    Ok(tape::apply2(&x.contiguous()?, &weight.contiguous()?, Prelu, Reads::Inputs)?)
 }
 
 /// exp(xᶜ) / Σ exp(x) over the channels, axis 1.
@@ -151,7 +152,7 @@ pub fn log_softmax_channels(x: &Tensor) -> Result<Tensor> {
 fn channelwise(op: &'static str, x: &Tensor, kind: Softmax) -> Result<Tensor> {
     check::float(op, "x", x)?;
     planes(op, x)?;
-    Ok(tape::apply1(&x.contiguous()?, Channelwise { op, kind })?)
+    Ok(tape::apply1(&x.contiguous()?, Channelwise { op, kind }, Reads::Output)?)
 }
 
 /// The sizes of `[N,C,…]` with the axes after C as one.
@@ -170,6 +171,14 @@ pub(crate) fn planes_of(shape: &Shape) -> Planes {
     Planes { batch: dims[0], channels: dims[1], pixels: dims[2..].iter().product() }
 }
 
+/// What the gradient of an activation is a function of: its value, or its argument.
+fn reads(activation: Activation) -> Reads {
+    match activation {
+        Activation::Identity | Activation::Relu | Activation::Relu6 | Activation::Sigmoid => Reads::Output,
+        Activation::HardSwish | Activation::HardSigmoid => Reads::Inputs,
+    }
+}
+
 struct Pointwise {
     op: &'static str,
     activation: Activation,
@@ -184,12 +193,14 @@ impl Pointwise {
     }
 
     fn backward<T: WithDType + Element>(&self, [x, y, g]: [&Tensor; 3]) -> candle_core::Result<Tensor> {
-        let dx = with_slices::<T, _, _>([x, y, g], |[x, y, g]| {
-            let mut dx = dsd_kernels::zeros(y.len());
-            kernels::backward(self.activation, x, y, g, &mut dx)?;
+        // The one that is kept stands for both: the other is not read.
+        let kept = if reads(self.activation) == Reads::Output { y } else { x };
+        let dx = with_slices::<T, _, _>([kept, g], |[kept, g]| {
+            let mut dx = dsd_kernels::zeros(kept.len());
+            kernels::backward(self.activation, kept, kept, g, &mut dx)?;
             Ok(dx)
         })?;
-        from_elements(dx, y.shape())
+        from_elements(dx, x.shape())
     }
 }
 

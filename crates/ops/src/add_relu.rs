@@ -5,7 +5,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
 use dsd_kernels::activation::{self as kernels, Activation, Element};
 
 use crate::storage::{by_dtype, from_elements, slice, tensor, with_slices};
-use crate::{Error, Result, check, tape};
+use crate::tape::{self, Reads};
+use crate::{Error, Result, check};
 
 const OP: &str = "add_relu";
 
@@ -30,7 +31,7 @@ pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check::float(OP, "a", a)?;
     check::dtype(OP, "b", b, a.dtype())?;
     check::same_shape(OP, "b", b, a.dims())?;
-    Ok(tape::apply2(&a.contiguous()?, &b.contiguous()?, AddRelu)?)
+    Ok(tape::apply2(&a.contiguous()?, &b.contiguous()?, AddRelu, Reads::Output)?)
 }
 
 struct AddRelu;

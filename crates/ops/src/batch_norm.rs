@@ -8,7 +8,8 @@ use dsd_kernels::activation::{Activation, Element, Planes};
 use dsd_kernels::batch_norm::{self as kernels, Affine, Source, Statistics};
 
 use crate::storage::{by_dtype, from_elements, with_slices};
-use crate::{Error, Result, check, storage, tape};
+use crate::tape::{self, Reads};
+use crate::{Error, Result, check, storage};
 
 /// The running statistics of a batch norm layer, updated in place by [`batch_norm_train`].
 ///
@@ -205,10 +206,10 @@ impl BatchNorm {
     fn apply(self, x: &Tensor, [weight, bias]: [&Tensor; 2], slopes: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         Ok(match slopes {
-            None => tape::apply3(&x, &weight.contiguous()?, &bias.contiguous()?, self)?,
+            None => tape::apply3(&x, &weight.contiguous()?, &bias.contiguous()?, self, Reads::Inputs)?,
             Some(slopes) => {
                 let node = Self { prelu: true, ..self };
-                tape::apply3(&x, &crate::concat(&[weight, bias], 0)?, &slopes.contiguous()?, node)?
+                tape::apply3(&x, &crate::concat(&[weight, bias], 0)?, &slopes.contiguous()?, node, Reads::Inputs)?
             }
         })
     }
@@ -252,14 +253,14 @@ impl BatchNorm {
 
     fn backward<T: WithDType + Element>(
         &self,
-        [x, second, third, y, g]: [&Tensor; 5],
+        [x, second, third, g]: [&Tensor; 4],
     ) -> candle_core::Result<[Option<Tensor>; 3]> {
         let sizes = sizes(x.shape())?;
         let statistics = self.found()?;
         let wants_x = x.track_op();
-        let gradients = with_slices::<T, _, _>([x, second, third, y, g], |[x, second, third, y, g]| {
+        let gradients = with_slices::<T, _, _>([x, second, third, g], |[x, second, third, g]| {
             let affine = self.affine(second, third);
-            Ok(kernels::backward_vec(sizes, [x, y, g], affine, statistics, self.source, wants_x)?)
+            Ok(kernels::backward_vec(sizes, [x, g], affine, statistics, self.source, wants_x)?)
         })?;
         let dx = gradients.x.map(|dx| from_elements(dx, x.shape())).transpose()?;
         let [dsecond, dthird] = if self.prelu {
@@ -295,11 +296,11 @@ impl CustomOp3 for BatchNorm {
         x: &Tensor,
         second: &Tensor,
         third: &Tensor,
-        y: &Tensor,
+        _: &Tensor,
         g: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
-        let [dx, dsecond, dthird] = by_dtype!(self.op, x.dtype(), self.backward([x, second, third, y, &g]))?;
+        let [dx, dsecond, dthird] = by_dtype!(self.op, x.dtype(), self.backward([x, second, third, &g]))?;
         Ok((dx, dsecond, dthird))
     }
 }

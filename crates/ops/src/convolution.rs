@@ -5,7 +5,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor, WithD
 use dsd_kernels::conv2d::Element;
 
 use crate::storage::{by_dtype, slice, tensor, with_slices};
-use crate::{Error, Result, tape};
+use crate::tape::{self, Reads};
+use crate::{Error, Result};
 
 /// The sizes and settings of a convolution, and its passes.
 pub(crate) trait Convolution: Copy + Send + Sync + 'static {
@@ -27,8 +28,8 @@ pub(crate) trait Convolution: Copy + Send + Sync + 'static {
 pub(crate) fn apply<C: Convolution>(shape: C, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     Ok(match bias {
-        Some(bias) => tape::apply3(&x, &weight, &bias.contiguous()?, Node(shape))?,
-        None => tape::apply2(&x, &weight, Node(shape))?,
+        Some(bias) => tape::apply3(&x, &weight, &bias.contiguous()?, Node(shape), Reads::Inputs)?,
+        None => tape::apply2(&x, &weight, Node(shape), Reads::Inputs)?,
     })
 }
 

@@ -8,6 +8,7 @@ use dsd_kernels::activation::Element;
 use dsd_kernels::cross_entropy::{self as kernels, Forward, Sizes, Weighting};
 
 use crate::storage::{by_dtype, from_elements, with_slices};
+use crate::tape::{self, Reads};
 use crate::{Error, Result, check, storage};
 
 /// What a pixel counts in [`cross_entropy`].
@@ -58,7 +59,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, options: CrossEntropyOpti
     };
     // Before candle is involved: an error that passes through it may come back with a backtrace in its message.
     with_slices([&op.labels], |[labels]| Ok(kernels::check_labels(op.sizes, labels, op.weighting())))??;
-    Ok(crate::tape::apply1(&logits.contiguous()?, op)?)
+    Ok(tape::apply1(&logits.contiguous()?, op, Reads::Inputs)?)
 }
 
 struct CrossEntropy {

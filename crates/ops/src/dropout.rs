@@ -7,7 +7,8 @@ use dsd_kernels::join::drop_planes_vec;
 use dsd_random::Stream;
 
 use crate::storage::by_dtype;
-use crate::{Error, Result, check, storage, tape};
+use crate::tape::{self, Reads};
+use crate::{Error, Result, check, storage};
 
 /// Sets whole planes (n, c) to 0 with the given probability and multiplies the others by 1 / (1 − probability).
 ///
@@ -31,7 +32,8 @@ pub fn dropout2d(x: &Tensor, probability: f64, stream: &mut Stream) -> Result<Te
         return Ok(x.clone());
     }
     let kept: Vec<bool> = (0..n * c).map(|_| probability < 1.0 && !stream.chance(probability)).collect();
-    Ok(tape::apply1(&x.contiguous()?, DropPlanes { kept, factor: 1.0 / (1.0 - probability) })?)
+    let node = DropPlanes { kept, factor: 1.0 / (1.0 - probability) };
+    Ok(tape::apply1(&x.contiguous()?, node, Reads::Sizes)?)
 }
 
 /// The mask: which planes stay. Forward and backward are the same map.

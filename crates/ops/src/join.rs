@@ -6,7 +6,7 @@ use dsd_kernels::activation::{self as kernels, Element};
 use dsd_kernels::join;
 
 use crate::storage::{by_dtype, from_elements, slice, tensor, with_slices};
-use crate::tape::{self, ManyInputs};
+use crate::tape::{self, ManyInputs, Reads};
 use crate::{Error, Result, check};
 
 /// a + b, element by element.
@@ -28,7 +28,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check::float("add", "a", a)?;
     check::dtype("add", "b", b, a.dtype())?;
     check::same_shape("add", "b", b, a.dims())?;
-    Ok(tape::apply2(&a.contiguous()?, &b.contiguous()?, Add)?)
+    Ok(tape::apply2(&a.contiguous()?, &b.contiguous()?, Add, Reads::Sizes)?)
 }
 
 struct Add;
@@ -106,7 +106,7 @@ pub fn concat<A: AsRef<Tensor>>(parts: &[A], axis: usize) -> Result<Tensor> {
     }
     let parts = parts.iter().map(|part| part.contiguous()).collect::<candle_core::Result<Vec<_>>>()?;
     let parts: Vec<&Tensor> = parts.iter().collect();
-    Ok(match tape::apply_many(&parts, Concat { axis })? {
+    Ok(match tape::apply_many(&parts, Concat { axis }, Reads::Sizes)? {
         Some(joined) => joined,
         None => Tensor::cat(&parts, axis)?,
     })
@@ -203,7 +203,7 @@ pub fn first(x: &Tensor, axis: usize, count: usize) -> Result<Tensor> {
     if count == length {
         return Ok(x.clone());
     }
-    Ok(tape::apply1(&x.contiguous()?, First { axis, count })?)
+    Ok(tape::apply1(&x.contiguous()?, First { axis, count }, Reads::Sizes)?)
 }
 
 struct First {

@@ -8,7 +8,8 @@ use dsd_kernels::Float;
 use dsd_kernels::max_pool2d::Pool2d;
 use dsd_kernels::{avg_pool2d as average, max_pool2d as maximum};
 
-use crate::{Error, Result, check, storage, tape};
+use crate::tape::{self, Reads};
+use crate::{Error, Result, check, storage};
 
 /// The windows of a pool, as (vertical, horizontal) pairs, by PyTorch's rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,8 @@ pub fn max_pool2d_with_indices(x: &Tensor, options: PoolOptions) -> Result<(Tens
     let pool = options.pool();
     let output = pool.output_size(OP, [height, width])?;
     let indices = Arc::new(OnceLock::new());
-    let maxima = tape::apply1(&x.contiguous()?, MaxPool { pool, output, indices: Arc::clone(&indices) })?;
+    let node = MaxPool { pool, output, indices: Arc::clone(&indices) };
+    let maxima = tape::apply1(&x.contiguous()?, node, Reads::Sizes)?;
     let indices = indices.get().cloned().ok_or_else(not_run)?;
     Ok((maxima, indices))
 }
@@ -86,7 +88,7 @@ pub fn max_unpool2d(x: &Tensor, indices: &Tensor, size: [usize; 2]) -> Result<Te
         return Err(check::param(OP, "size", "at least 1 by 1", format!("{size:?}")));
     }
     let indices = indices.detach().contiguous()?;
-    Ok(tape::apply2(&x.contiguous()?, &indices, AtIndices { map: Map::Unpool, size })?)
+    Ok(tape::apply2(&x.contiguous()?, &indices, AtIndices { map: Map::Unpool, size }, Reads::Inputs)?)
 }
 
 /// Average pool, as PyTorch's `F.avg_pool2d`.
@@ -106,7 +108,8 @@ pub fn avg_pool2d(x: &Tensor, options: PoolOptions, count_include_pad: bool) -> 
     let (pool, input) = (options.pool(), [height, width]);
     let output = pool.output_size(OP, input)?;
     let bins = Bins::Windows { pool, count_include_pad };
-    Ok(tape::apply1(&x.contiguous()?, AveragePool { op: OP, bins, input, output, backward: false })?)
+    let pool = AveragePool { op: OP, bins, input, output, backward: false };
+    Ok(tape::apply1(&x.contiguous()?, pool, Reads::Sizes)?)
 }
 
 /// Adaptive average pool, as PyTorch's `F.adaptive_avg_pool2d`: bin i covers ⌊i · in / out⌋ to ⌈(i + 1) · in / out⌉.
@@ -126,7 +129,7 @@ pub fn adaptive_avg_pool2d(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
         return Err(check::param(OP, "size", "at least 1 by 1", format!("{size:?}")));
     }
     let pool = AveragePool { op: OP, bins: Bins::Adaptive, input: [height, width], output: size, backward: false };
-    Ok(tape::apply1(&x.contiguous()?, pool)?)
+    Ok(tape::apply1(&x.contiguous()?, pool, Reads::Sizes)?)
 }
 
 fn not_run() -> Error {

@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, Var, With
 
 use crate::Result;
 use crate::storage::{tensor, unsupported, with_slices};
-use crate::tape::{self, Tape};
+use crate::tape::{self, Reads, Tape};
 
 const OP: &str = "recompute";
 
@@ -61,7 +61,7 @@ pub fn recompute(x: &Tensor, part: Part) -> Result<Tensor> {
         DType::F64 => copy::<f64>(&y)?,
         other => return Err(unsupported(OP, other)),
     };
-    Ok(tape::apply1(x, Recompute { part, output: Mutex::new(Some(output)) })?)
+    Ok(tape::apply1(x, Recompute { part, output: Mutex::new(Some(output)) }, Reads::Inputs)?)
 }
 
 /// Whether this thread runs a part for the second time.

@@ -8,6 +8,7 @@ use dsd_kernels::resize::{
     resize_nearest_backward as nearest_backward,
 };
 
+use crate::tape::{self, Reads};
 use crate::{Error, Result, check, storage};
 
 /// Bilinear resize without antialiasing, as PyTorch's `F.interpolate(mode="bilinear", size=…)`.
@@ -52,7 +53,7 @@ fn resize(op: &'static str, x: &Tensor, output: [usize; 2], method: Method) -> R
         return Err(check::param(op, "size", "at least 1 by 1", format!("{output:?}")));
     }
     let resize = Resize { op, method, input: [height, width], output, backward: false };
-    Ok(crate::tape::apply1(&x.contiguous()?, resize)?)
+    Ok(tape::apply1(&x.contiguous()?, resize, Reads::Sizes)?)
 }
 
 /// The resize from `input` to `output`, or its gradient, which goes the other way.

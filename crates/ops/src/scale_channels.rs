@@ -7,6 +7,7 @@ use dsd_kernels::scale_channels as kernels;
 
 use crate::activation::planes_of;
 use crate::storage::{by_dtype, from_elements, slice, tensor, with_slices};
+use crate::tape::{self, Reads};
 use crate::{Error, Result, check};
 
 const OP: &str = "scale_channels";
@@ -34,7 +35,7 @@ pub fn scale_channels(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     let (n, c, _, _) = check::nchw(OP, "x", x)?;
     check::dtype(OP, "scale", scale, x.dtype())?;
     check::same_shape(OP, "scale", scale, &[n, c, 1, 1])?;
-    Ok(crate::tape::apply2(&x.contiguous()?, &scale.contiguous()?, ScaleChannels)?)
+    Ok(tape::apply2(&x.contiguous()?, &scale.contiguous()?, ScaleChannels, Reads::Inputs)?)
 }
 
 struct ScaleChannels;

@@ -82,7 +82,7 @@ impl Tape {
         check::float(OP, "output", output)?;
         check::same_shape(OP, "gradient", gradient, output.dims())?;
         check::dtype(OP, "gradient", gradient, output.dtype())?;
-        let end = apply1(output, Given { gradient: gradient.clone() })?;
+        let end = apply1(output, Given { gradient: gradient.clone() }, Reads::Sizes)?;
         self.finish(&end)
     }
 }
@@ -218,11 +218,39 @@ struct Received {
     gradients: BTreeMap<usize, Tensor>,
 }
 
+/// What the backward pass of an operation reads of its tensors besides their sizes: the tape keeps nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Sizes alone.
+    Sizes,
+    /// All inputs.
+    Inputs,
+    /// The output.
+    Output,
+}
+
 #[derive(Debug)]
 struct Node {
-    inputs: Vec<Tensor>,
+    inputs: Vec<Input>,
     output: Tensor,
     operation: Operation,
+}
+
+/// An input of a node: the tensor, or one of its sizes and type that stands in for it.
+#[derive(Debug)]
+struct Input {
+    tensor: Tensor,
+    /// Of the tensor itself.
+    id: TensorId,
+    is_variable: bool,
+}
+
+/// A tensor of the sizes and the type of another, tracked where that is. All its elements are one NaN, so that a
+/// backward pass that reads what it said it would not is found out.
+fn stand_in(tensor: &Tensor) -> CandleResult<Tensor> {
+    let value = Tensor::full(f32::NAN, (), tensor.device())?.to_dtype(tensor.dtype())?;
+    let value = if tensor.track_op() { Var::from_tensor(&value)?.into_inner() } else { value };
+    value.broadcast_as(tensor.shape())
 }
 
 /// An operation on any number of tensors, for [`apply`]. candle's own trait has three forms, of one to three.
@@ -267,7 +295,13 @@ impl Record {
         tracked.peek().is_some() && tracked.all(|x| own(x)) && inputs.iter().all(|x| x.device().is_cpu())
     }
 
-    fn push(&mut self, inputs: &[&Tensor], output: (CpuStorage, Shape), operation: Operation) -> CandleResult<Tensor> {
+    fn push(
+        &mut self,
+        inputs: &[&Tensor],
+        output: (CpuStorage, Shape),
+        operation: Operation,
+        reads: Reads,
+    ) -> CandleResult<Tensor> {
         let root = match &self.root {
             Some(root) => root,
             None => self.root.insert(Var::new(0f32, &candle_core::Device::Cpu)?.into_inner()),
@@ -275,8 +309,13 @@ impl Record {
         let place = self.nodes.len();
         let output = root.apply_op1(Recorded { tape: self.id, place, output: Mutex::new(Some(output)) })?;
         self.places.insert(output.id(), place);
-        let inputs = inputs.iter().map(|x| (*x).clone()).collect();
-        self.nodes.push(Node { inputs, output: output.clone(), operation });
+        let kept = |tensor: &Tensor, reads: bool| if reads { Ok(tensor.clone()) } else { stand_in(tensor) };
+        let input = |x: &&Tensor| {
+            let tensor = kept(x, reads == Reads::Inputs)?;
+            Ok(Input { tensor, id: x.id(), is_variable: x.is_variable() })
+        };
+        let inputs = inputs.iter().map(input).collect::<CandleResult<_>>()?;
+        self.nodes.push(Node { inputs, output: kept(&output, reads == Reads::Output)?, operation });
         Ok(output)
     }
 
@@ -296,14 +335,14 @@ impl Record {
                 let node = &self.nodes[place];
                 for (input, found) in node.inputs.iter().zip(node.backward(&gradient)?) {
                     let Some(found) = found else { continue };
-                    match self.places.get(&input.id()) {
+                    match self.places.get(&input.id) {
                         Some(&before) => {
                             open[before] = Some(match open[before].take() {
                                 Some(other) => sum(&other, &found)?,
                                 None => found,
                             });
                         }
-                        None if input.is_variable() => add_to(gradients, input.id(), found)?,
+                        None if input.is_variable => add_to(gradients, input.id, found)?,
                         None => {}
                     }
                 }
@@ -319,8 +358,9 @@ impl Record {
 impl Node {
     fn backward(&self, gradient: &Tensor) -> CandleResult<Vec<Option<Tensor>>> {
         let y = &self.output;
-        profile::backward(self.operation.name(), &self.inputs, || {
-            Ok(match (&self.operation, self.inputs.as_slice()) {
+        let inputs: Vec<Tensor> = self.inputs.iter().map(|input| input.tensor.clone()).collect();
+        profile::backward(self.operation.name(), &inputs, || {
+            Ok(match (&self.operation, inputs.as_slice()) {
                 (Operation::One(op), [a]) => vec![op.bwd(a, y, gradient)?],
                 (Operation::Two(op), [a, b]) => <[_; 2]>::from(op.bwd(a, b, y, gradient)?).into(),
                 (Operation::Three(op), [a, b, c]) => <[_; 3]>::from(op.bwd(a, b, c, y, gradient)?).into(),
@@ -364,6 +404,7 @@ impl CustomOp1 for Recorded {
 fn record<C>(
     inputs: &[&Tensor],
     operation: C,
+    reads: Reads,
     forward: impl FnOnce(&C) -> CandleResult<(CpuStorage, Shape)>,
     wrap: impl FnOnce(C) -> Operation,
 ) -> CandleResult<std::result::Result<Tensor, C>> {
@@ -372,7 +413,7 @@ fn record<C>(
     }
     let output = forward(&operation)?;
     CURRENT.with_borrow_mut(|record| match record {
-        Some(record) => record.push(inputs, output, wrap(operation)).map(Ok),
+        Some(record) => record.push(inputs, output, wrap(operation), reads).map(Ok),
         None => bail!("a tape ended within an operation"),
     })
 }
@@ -397,20 +438,25 @@ fn on_cpu<R, const COUNT: usize>(
 }
 
 /// `op` on one tensor, on the tape or in candle's graph.
-pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: C) -> CandleResult<Tensor> {
+pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: C, reads: Reads) -> CandleResult<Tensor> {
     let forward = |op: &C| on_cpu([x], |[(s, l)]| op.cpu_fwd(s, l));
     let name = op.name();
-    profile::forward(name, &[x], || match record(&[x], op, forward, |op| Operation::One(Box::new(op)))? {
+    profile::forward(name, &[x], || match record(&[x], op, reads, forward, |op| Operation::One(Box::new(op)))? {
         Ok(output) => Ok(output),
         Err(op) => x.apply_op1(op),
     })
 }
 
 /// `op` on two tensors.
-pub(crate) fn apply2<C: CustomOp2 + Send + Sync + 'static>(a: &Tensor, b: &Tensor, op: C) -> CandleResult<Tensor> {
+pub(crate) fn apply2<C: CustomOp2 + Send + Sync + 'static>(
+    a: &Tensor,
+    b: &Tensor,
+    op: C,
+    reads: Reads,
+) -> CandleResult<Tensor> {
     let forward = |op: &C| on_cpu([a, b], |[(s1, l1), (s2, l2)]| op.cpu_fwd(s1, l1, s2, l2));
     let name = op.name();
-    profile::forward(name, &[a, b], || match record(&[a, b], op, forward, |op| Operation::Two(Box::new(op)))? {
+    profile::forward(name, &[a, b], || match record(&[a, b], op, reads, forward, |op| Operation::Two(Box::new(op)))? {
         Ok(output) => Ok(output),
         Err(op) => a.apply_op2(b, op),
     })
@@ -422,20 +468,27 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
     b: &Tensor,
     c: &Tensor,
     op: C,
+    reads: Reads,
 ) -> CandleResult<Tensor> {
     let forward = |op: &C| on_cpu([a, b, c], |[(s1, l1), (s2, l2), (s3, l3)]| op.cpu_fwd(s1, l1, s2, l2, s3, l3));
     let (name, inputs) = (op.name(), [a, b, c]);
-    profile::forward(name, &inputs, || match record(&inputs, op, forward, |op| Operation::Three(Box::new(op)))? {
-        Ok(output) => Ok(output),
-        Err(op) => a.apply_op3(b, c, op),
+    profile::forward(name, &inputs, || {
+        match record(&inputs, op, reads, forward, |op| Operation::Three(Box::new(op)))? {
+            Ok(output) => Ok(output),
+            Err(op) => a.apply_op3(b, c, op),
+        }
     })
 }
 
 /// `op` on any number of tensors; `None` where it belongs into candle's graph.
-pub(crate) fn apply_many<C: ManyInputs + 'static>(inputs: &[&Tensor], op: C) -> CandleResult<Option<Tensor>> {
+pub(crate) fn apply_many<C: ManyInputs + 'static>(
+    inputs: &[&Tensor],
+    op: C,
+    reads: Reads,
+) -> CandleResult<Option<Tensor>> {
     let forward = |op: &C| op.forward(inputs);
     let name = op.name();
-    let recorded = || record(inputs, op, forward, |op| Operation::Many(Box::new(op)));
+    let recorded = || record(inputs, op, reads, forward, |op| Operation::Many(Box::new(op)));
     Ok(profile::forward(name, inputs, recorded)?.ok())
 }
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, Device, InplaceOp2, Layout, Shape, Tensor, Var};
-use dsd_kernels::optimiser::{AdamW, Sgd, adamw_step, sgd_step};
+use dsd_kernels::optimiser::{AdamW, Sgd, adamw_step, sgd_step, sum_of_squares};
 use dsd_models::Parameter;
 
 use crate::{Error, Result, recipe};
@@ -268,8 +268,8 @@ impl CustomOp1 for SumOfSquares {
             .contiguous_offsets()
             .ok_or_else(|| candle_core::Error::Msg("sum of squares: a gradient is strided".to_string()))?;
         let sum = match storage {
-            CpuStorage::F32(values) => values[start..end].iter().map(|x| f64::from(*x) * f64::from(*x)).sum(),
-            CpuStorage::F64(values) => values[start..end].iter().map(|x| x * x).sum(),
+            CpuStorage::F32(values) => sum_of_squares(&values[start..end]),
+            CpuStorage::F64(values) => sum_of_squares(&values[start..end]),
             _ => return Err(candle_core::Error::Msg("sum of squares: expected f32 or f64".to_string())),
         };
         Ok((CpuStorage::F64(vec![sum]), Shape::from(())))

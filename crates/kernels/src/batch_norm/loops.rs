@@ -145,7 +145,6 @@ impl<T: Element> Kernel for Normalise<'_, T> {
 /// Σ g and Σ g · (x − mean) with g taken through the activation, and the gradient of a PReLU's slope.
 pub(super) struct GradientSums<'a, T> {
     pub(super) x: &'a [T],
-    pub(super) y: &'a [T],
     pub(super) g: &'a [T],
     pub(super) channel: Channel<T>,
     pub(super) next: Next<T>,
@@ -171,18 +170,17 @@ impl<T: Element> GradientSums<'_, T> {
     #[inline(always)]
     fn sums<G: Gate<T>>(self, gate: G) -> [f64; 3] {
         let mut total = [0.0; 3];
-        for ((x, y), g) in self.x.chunks(BLOCK).zip(self.y.chunks(BLOCK)).zip(self.g.chunks(BLOCK)) {
-            let ((x, last_x), (y, last_y), (g, last_g)) =
-                (x.as_chunks::<LANES>(), y.as_chunks::<LANES>(), g.as_chunks::<LANES>());
+        for (x, g) in self.x.chunks(BLOCK).zip(self.g.chunks(BLOCK)) {
+            let ((x, last_x), (g, last_g)) = (x.as_chunks::<LANES>(), g.as_chunks::<LANES>());
             let zeros = [T::ZERO; LANES];
             let mut partial = Partial { sums: zeros, products: zeros, slopes: zeros };
-            for ((x, y), g) in x.iter().zip(y).zip(g) {
+            for (x, g) in x.iter().zip(g) {
                 for lane in 0..LANES {
-                    self.add(gate, &mut partial, lane, [x[lane], y[lane], g[lane]]);
+                    self.add(gate, &mut partial, lane, [x[lane], g[lane]]);
                 }
             }
             for lane in 0..last_x.len() {
-                self.add(gate, &mut partial, lane, [last_x[lane], last_y[lane], last_g[lane]]);
+                self.add(gate, &mut partial, lane, [last_x[lane], last_g[lane]]);
             }
             let Partial { sums, products, slopes } = partial;
             for (total, lanes) in total.iter_mut().zip([sums, products, slopes]) {
@@ -193,9 +191,9 @@ impl<T: Element> GradientSums<'_, T> {
     }
 
     #[inline(always)]
-    fn add<G: Gate<T>>(&self, gate: G, partial: &mut Partial<T>, lane: usize, [x, y, g]: [T; 3]) {
+    fn add<G: Gate<T>>(&self, gate: G, partial: &mut Partial<T>, lane: usize, [x, g]: [T; 2]) {
         let z = self.channel.of(x);
-        let through = gate.gradient(z, y, g);
+        let through = gate.gradient(z, gate.value(z), g);
         partial.sums[lane] += through;
         partial.products[lane] += through * (x - self.channel.mean);
         if G::LEARNS {
@@ -207,7 +205,6 @@ impl<T: Element> GradientSums<'_, T> {
 /// dx = g · factor + (x − mean) · slope + shift with g taken through the activation; every element of `dx` is written.
 pub(super) struct Gradient<'a, T> {
     pub(super) x: &'a [T],
-    pub(super) y: &'a [T],
     pub(super) g: &'a [T],
     pub(super) channel: Channel<T>,
     pub(super) factor: T,
@@ -224,8 +221,9 @@ impl<T: Element> Kernel for Gradient<'_, T> {
     fn run(self) {
         let Self { channel, factor, slope, shift, .. } = self;
         with_next!(self.next, gate => {
-            for (((dx, x), y), g) in self.dx.iter_mut().zip(self.x).zip(self.y).zip(self.g) {
-                let g = gate.gradient(channel.of(*x), *y, *g);
+            for ((dx, x), g) in self.dx.iter_mut().zip(self.x).zip(self.g) {
+                let z = channel.of(*x);
+                let g = gate.gradient(z, gate.value(z), *g);
                 dx.write(g * factor + ((*x - channel.mean) * slope + shift));
             }
         });
