@@ -126,10 +126,9 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
     fn by_filters(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let strip_tiles = self.grid.strip_tiles();
-        // Many tiles at a time, because the weights are transformed each time.
         let limits = self.settings.limits;
-        let tiles = (limits.round_blocks / (A * A * in_blocks)).clamp(limits.round_tiles[0], limits.round_tiles[1]);
-        let at_once = (tiles / strip_tiles).clamp(1, self.grid.strips);
+        // Many tiles at a time, because the weights are transformed each time.
+        let at_once = (limits.round_tiles / strip_tiles).clamp(1, self.grid.strips);
         let tiles_stride = at_once * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
         let products_stride = tiles_stride + SKEW;

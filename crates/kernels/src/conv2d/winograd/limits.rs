@@ -14,10 +14,8 @@ pub(super) struct Limits {
     pub(super) many_filter_blocks: usize,
     /// Transformed weights beyond this are not held at once.
     pub(super) held_filter_blocks: usize,
-    /// Transformed tiles that are held at once where the weights are not,
-    pub(super) round_blocks: usize,
-    /// if that is between these many tiles: the weights are transformed for each round.
-    pub(super) round_tiles: [usize; 2],
+    /// Tiles whose transforms are held at once where those of the weights are not, which are made again for each round.
+    pub(super) round_tiles: usize,
     /// Blocks of input channels whose weights are transformed at a time there, for each block of output channels.
     pub(super) part_blocks: usize,
     /// Sums of the gradient of the weights that a task may have of its own,
@@ -32,7 +30,8 @@ pub(super) struct Limits {
     pub(super) gradient_round_tiles: usize,
     /// or up to twice as many where the sums, which each round reads and writes, are larger than this,
     pub(super) many_sum_blocks: usize,
-    /// and no more transformed tiles.
+    /// and no more transformed tiles. All of the pass where they fit: then no sum is held from round to round, and groups of
+    /// input channels take their turns.
     pub(super) most_gradient_round_blocks: usize,
     /// Sums of the gradient of the weights that are held between rounds.
     pub(super) sum_blocks: usize,
@@ -44,15 +43,14 @@ impl Limits {
         few_tile_blocks: 16 * MEGABYTE,
         many_filter_blocks: 4 * MEGABYTE,
         held_filter_blocks: 16 * MEGABYTE,
-        round_blocks: 16 * MEGABYTE,
-        round_tiles: [128, 256],
+        round_tiles: 256,
         part_blocks: 2,
         own_sum_blocks: MEGABYTE * 5 / 8,
         tiles_of_own_sums: 512,
         own_tile_blocks: MEGABYTE * 3 / 4,
         gradient_round_blocks: 3 * MEGABYTE,
         gradient_round_tiles: 128,
-        many_sum_blocks: 16 * MEGABYTE,
+        many_sum_blocks: 8 * MEGABYTE,
         most_gradient_round_blocks: 40 * MEGABYTE,
         sum_blocks: 20 * MEGABYTE,
     };
@@ -63,8 +61,7 @@ impl Limits {
         few_tile_blocks: 0,
         many_filter_blocks: 0,
         held_filter_blocks: 0,
-        round_blocks: 0,
-        round_tiles: [5, 5],
+        round_tiles: 5,
         part_blocks: 1,
         own_sum_blocks: 0,
         tiles_of_own_sums: 5,

@@ -2,6 +2,7 @@
 
 use dsd_random::Stream;
 
+use super::grid::Grid;
 use super::*;
 use crate::fresh::uninit;
 
@@ -190,6 +191,18 @@ fn little_work_memory_gives_the_same_results() {
     }
     let settings = Settings { limits: Limits::SMALL, ..Settings::new() };
     check(settings, &[([2, 70, 18, 22, 66], [1, 1], [1, 1]), ([1, 34, 30, 41, 130], [2, 2], [2, 2])], true);
+}
+
+#[test]
+fn gradients_that_are_transformed_once_serve_every_group_of_input_channels() {
+    // Nineteen blocks of input channels, of which eight fit beside two of output channels.
+    let row: Row = ([2, 290, 10, 13, 20], [1, 1], [1, 1]);
+    let grid = Grid::new(&Layer::forward(&shape(row)), 4);
+    let held = 6 * 6 * grid.strips * grid.strip_tiles() * (2 + 8);
+    let limits = Limits { many_sum_blocks: 0, most_gradient_round_blocks: held, ..Limits::DEFAULT };
+    for positive in [false, true] {
+        check(Settings { limits, ..Settings::new() }, &[row], positive);
+    }
 }
 
 #[test]

@@ -23,6 +23,8 @@ use crate::parallel::{Shared, for_each_task};
 
 /// Blocks of output channels that read the same transformed inputs together, at most.
 const GROUP: usize = 8;
+/// Blocks of input channels that each reading of all transformed gradients has to be worth, where there are as many.
+const WHOLE_GROUP: usize = 8;
 
 struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {
     layer: &'a Layer,
@@ -129,33 +131,39 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
 
     fn by_filters(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
+        let (strips, strip_tiles) = (self.grid.strips, self.grid.strip_tiles());
         let limits = self.settings.limits;
         let (tile, least) = (A * A * (in_blocks + out_blocks), limits.gradient_round_tiles);
-        let tiles = if A * A * CHANNELS * in_blocks * out_blocks > limits.many_sum_blocks {
-            (limits.most_gradient_round_blocks / tile).clamp(least, 2 * least)
+        let many_sums = A * A * CHANNELS * in_blocks * out_blocks > limits.many_sum_blocks;
+        // Blocks of channels whose transforms of all tiles may be held.
+        let whole = limits.most_gradient_round_blocks / (A * A * strips * strip_tiles);
+        // Input channels are taken in groups: as many as may be held beside all the gradients, which each group reads, or
+        // as many whose sums may be held from round to round.
+        let (at_once, group) = if many_sums && whole >= out_blocks + in_blocks.min(WHOLE_GROUP) {
+            (strips, whole - out_blocks)
         } else {
-            (limits.gradient_round_blocks / tile).max(least)
+            let most = if many_sums { limits.most_gradient_round_blocks } else { limits.gradient_round_blocks };
+            let tiles = (most / tile).clamp(least, if many_sums { 2 * least } else { usize::MAX });
+            let at_once = (tiles / strip_tiles).clamp(1, strips);
+            (at_once, if at_once < strips { limits.sum_blocks / (A * A * CHANNELS * out_blocks) } else { in_blocks })
         };
-        let at_once = (tiles / self.grid.strip_tiles()).clamp(1, self.grid.strips);
-        // Groups of input channels, one after the other, whose sums are held at once.
-        let group = if at_once < self.grid.strips {
-            (limits.sum_blocks / (A * A * CHANNELS * out_blocks)).clamp(1, in_blocks)
-        } else {
-            in_blocks
-        };
-        for first in (0..in_blocks).step_by(group) {
-            self.input_blocks(first..(first + group).min(in_blocks), at_once);
+        let groups = in_blocks.div_ceil(group.clamp(1, in_blocks));
+        let gradients_stride = out_blocks * at_once * strip_tiles + SKEW;
+        let mut gradients = Scratch::take(A * A * gradients_stride);
+        for index in 0..groups {
+            let in_blocks = index * in_blocks / groups..(index + 1) * in_blocks / groups;
+            self.input_blocks(in_blocks, at_once, &mut gradients, index == 0 || at_once < strips);
         }
     }
 
-    /// The gradient of the weights of some blocks of input channels; the transforms of `at_once` strips are held.
-    fn input_blocks(&self, in_blocks: Range<usize>, at_once: usize) {
+    /// The gradient of the weights of some blocks of input channels; the transforms of `at_once` strips are held. Those
+    /// of the output's gradients are in `gradients` unless `transform` says that they are to be made.
+    fn input_blocks(&self, in_blocks: Range<usize>, at_once: usize, gradients: &mut [Block], transform: bool) {
         let out_blocks = self.layer.out_blocks();
         let tiles_stride = at_once * self.grid.strip_tiles();
         let values_stride = in_blocks.len() * tiles_stride + SKEW;
         let gradients_stride = out_blocks * tiles_stride + SKEW;
         let mut values = Scratch::take(A * A * values_stride);
-        let mut gradients = Scratch::take(A * A * gradients_stride);
 
         // Blocks of output channels that read V together. Four tasks at least, where there are four pairs of blocks.
         let group = (out_blocks / 4).clamp(1, GROUP);
@@ -171,8 +179,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
 
         for first in (0..self.grid.strips).step_by(at_once) {
             let strips = first..(first + at_once).min(self.grid.strips);
-            let shared = [Shared::new(&mut values), Shared::new(&mut gradients)];
-            let blocks = in_blocks.len() + out_blocks;
+            let shared = [Shared::new(&mut values), Shared::new(gradients)];
+            let blocks = in_blocks.len() + if transform { out_blocks } else { 0 };
             for_each_task(strips.len() * blocks, |task| {
                 let (place, block) = (task / blocks, task % blocks);
                 if let Some(out_block) = block.checked_sub(in_blocks.len()) {
@@ -184,7 +192,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     self.transform_inputs(first + place, in_block, &shared[0], values_stride, first_tile);
                 }
             });
-            let (values, gradients) = (&values[..], &gradients[..]);
+            let (values, gradients) = (&values[..], &*gradients);
             for_each_task(groups * parts, |task| {
                 let (first_out, part) = (task / parts * group, task % parts);
                 let out_blocks = first_out..(first_out + group).min(out_blocks);
