@@ -13,6 +13,7 @@ use super::grid::{Grid, Layer, Strip};
 use super::points::Linear;
 use crate::lanes::{Lanes, Stage, WIDTH};
 use crate::parallel::Shared;
+use crate::prefetch::prefetch;
 
 /// One slice of tiles for each of the A×A values that a transformed tile has.
 pub(super) type Planes<'a, const A: usize> = [[&'a mut [Block]; A]; A];
@@ -294,9 +295,12 @@ pub(super) struct Filters<'a, T, const A: usize> {
 }
 
 impl<T, const A: usize> Filters<'_, T, A> {
-    /// The nine taps of the filters from one input channel to eight output channels of the block.
+    /// The nine taps of the filters from one input channel to eight output channels of the block; asks for those of a
+    /// later input channel, as each lies far from the one before it in one order of the weights or the other.
     #[inline(always)]
     fn taps<L: Lanes>(&self, in_channel: usize, half: usize) -> [L; 9] {
+        /// Input channels from those that are read to those that are asked for.
+        const AHEAD: usize = 8;
         let (channels, first) = (self.layer.in_channels, self.block * CHANNELS + half * WIDTH);
         let outs = if in_channel < channels { self.layer.out_channels.saturating_sub(first) } else { 0 };
         // From one output channel to the next.
@@ -311,6 +315,12 @@ impl<T, const A: usize> Filters<'_, T, A> {
             // A fixed count, so that the addresses stay in registers.
             for lane in 0..WIDTH {
                 filters[lane] = &weight[start + lane * step];
+            }
+            let later = start + if self.layer.reversed { AHEAD * self.layer.out_channels } else { AHEAD };
+            for lane in 0..WIDTH {
+                if let Some(later) = weight.get(later + lane * step) {
+                    prefetch(&later[..1]);
+                }
             }
         } else {
             for lane in 0..outs {
