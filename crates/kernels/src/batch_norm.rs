@@ -12,6 +12,9 @@
 mod loops;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
 
 use crate::activation::{Activation, Element, Planes, vectorised};
 use crate::error::{check_length, param};
@@ -78,22 +81,20 @@ pub fn forward_train_vec<T: Element>(sizes: Planes, x: &[T], affine: Affine<'_, 
 
 /// Writes every element of `y`.
 fn train<T: Element>(sizes: Planes, x: &[T], affine: Affine<'_, T>, y: &mut [MaybeUninit<T>]) -> Statistics {
-    let mut statistics = Statistics { mean: vec![0.0; sizes.channels], var: vec![0.0; sizes.channels] };
-    let (mean, var) = (Shared::new(&mut statistics.mean), Shared::new(&mut statistics.var));
     let y = Shared::new(y);
-    for_each_channel(sizes, |channel| {
-        let merged = planes(sizes, channel)
-            .map(|from| moments(&x[from..from + sizes.pixels]))
-            .fold(Moments::default(), Moments::merge);
-        normalise(sizes, channel, x, affine, merged.mean, merged.variance(), &y);
-        #[allow(unsafe_code, reason = "each channel writes its own two numbers")]
-        // SAFETY: one element at the index of the channel, and each channel is visited once.
-        unsafe {
-            mean.part(channel, 1)[0] = merged.mean;
-            var.part(channel, 1)[0] = merged.variance();
-        }
-    });
-    statistics
+    let merged = in_two_sweeps(
+        sizes,
+        |_, elements| moments(&x[elements]),
+        |channel, planes| {
+            let merged = planes.fold(Moments::default(), Moments::merge);
+            (merged, affine.channel(channel, merged.mean, merged.variance()))
+        },
+        |channel, elements, (_, normalised)| normalise(x, elements, *normalised, affine.next(channel), &y),
+    );
+    Statistics {
+        mean: merged.iter().map(|(moments, _)| moments.mean).collect(),
+        var: merged.iter().map(|(moments, _)| moments.variance()).collect(),
+    }
 }
 
 /// Normalises x by given statistics into `y`.
@@ -139,8 +140,10 @@ fn evaluate<T: Element>(
     y: &mut [MaybeUninit<T>],
 ) {
     let y = Shared::new(y);
-    for_each_channel(sizes, |channel| {
-        normalise(sizes, channel, x, affine, statistics.mean[channel], statistics.var[channel], &y);
+    for_each_plane(sizes, |plane, elements| {
+        let channel = plane % sizes.channels;
+        let normalised = affine.channel(channel, statistics.mean[channel], statistics.var[channel]);
+        normalise(x, elements, normalised, affine.next(channel), &y);
     });
 }
 
@@ -240,35 +243,20 @@ fn differentiate<T: Element>(
 ) {
     let count = (sizes.batch * sizes.pixels) as f64;
     let alone = source == Source::Batch && sizes.batch * sizes.pixels == 1;
-    let (dweight, dbias) = (Shared::new(dweight), Shared::new(dbias));
-    let mut slope_sums = vec![0.0; sizes.channels];
-    let slope_sum = Shared::new(&mut slope_sums);
     let dx = dx.map(Shared::new);
-    for_each_channel(sizes, |channel| {
-        let exact = statistics.mean[channel];
-        let rstd = 1.0 / (statistics.var[channel] + affine.eps).sqrt();
-        // x − mean in the element type; what the rounding of the mean took is put back in f64.
-        let normalised = affine.channel(channel, exact, statistics.var[channel]);
-        let lost = exact - normalised.mean.to_f64();
-        let next = affine.next(channel);
-        let (mut sum, mut product, mut slopes) = (0.0, 0.0, 0.0);
-        for from in planes(sizes, channel) {
-            let to = from + sizes.pixels;
-            let (x, g) = (&x[from..to], &g[from..to]);
-            let [g, gx, slope] = vectorised(GradientSums { x, g, channel: normalised, next });
+    let normalised = |channel| affine.channel(channel, statistics.mean[channel], statistics.var[channel]);
+    let merge = |channel, planes: &mut dyn Iterator<Item = [f64; 3]>| {
+        let [mut sum, mut product, mut slopes] = [0.0; 3];
+        for [g, gx, slope] in planes {
             sum += g;
             product += gx;
             slopes += slope;
         }
+        let (exact, normalised) = (statistics.mean[channel], normalised(channel));
+        // x − mean is in the element type; what the rounding of the mean took is put back in f64.
+        let lost = exact - normalised.mean.to_f64();
         product = if alone { 0.0 } else { product - lost * sum };
-        #[allow(unsafe_code, reason = "each channel writes its own three numbers")]
-        // SAFETY: one element at the index of the channel, and each channel is visited once.
-        unsafe {
-            slope_sum.part(channel, 1)[0] = slopes;
-            dbias.part(channel, 1)[0] = T::from_f64(sum);
-            dweight.part(channel, 1)[0] = T::from_f64(product * rstd);
-        }
-        let Some(dx) = &dx else { return };
+        let rstd = 1.0 / (statistics.var[channel] + affine.eps).sqrt();
         let scale = if alone { 0.0 } else { affine.weight[channel].to_f64() * rstd };
         let (slope, shift) = match source {
             Source::Running => (0.0, 0.0),
@@ -277,20 +265,39 @@ fn differentiate<T: Element>(
                 (slope, -scale * sum / count - slope * lost)
             }
         };
-        let (factor, slope, shift) = (T::from_f64(scale), T::from_f64(slope), T::from_f64(shift));
-        for from in planes(sizes, channel) {
-            let to = from + sizes.pixels;
-            #[allow(unsafe_code, reason = "channels write disjoint planes")]
-            // SAFETY: the plane belongs to this channel alone, and each channel is visited once.
-            let dx = unsafe { dx.part(from, sizes.pixels) };
-            let (x, g) = (&x[from..to], &g[from..to]);
-            vectorised(Gradient { x, g, channel: normalised, factor, slope, shift, next, dx });
-        }
-    });
-    match dslopes {
-        [one] => *one = T::from_f64(slope_sums.iter().sum()),
-        each => each.iter_mut().zip(&slope_sums).for_each(|(slope, sum)| *slope = T::from_f64(*sum)),
+        Terms { normalised, of_x: [scale, slope, shift].map(T::from_f64), bias: sum, weight: product * rstd, slopes }
+    };
+    let sums = |channel, elements: Range<usize>| {
+        let (x, g) = (&x[elements.clone()], &g[elements]);
+        vectorised(GradientSums { x, g, channel: normalised(channel), next: affine.next(channel) })
+    };
+    let gradient = |channel, elements: Range<usize>, terms: &Terms<T>| {
+        let Some(dx) = &dx else { return };
+        #[allow(unsafe_code, reason = "tasks write disjoint planes")]
+        // SAFETY: each plane is visited once.
+        let dx = unsafe { dx.part(elements.start, elements.len()) };
+        let (x, g, [factor, slope, shift]) = (&x[elements.clone()], &g[elements], terms.of_x);
+        vectorised(Gradient { x, g, channel: terms.normalised, factor, slope, shift, next: affine.next(channel), dx });
+    };
+    let terms = in_two_sweeps(sizes, sums, merge, gradient);
+    for (channel, terms) in terms.iter().enumerate() {
+        dbias[channel] = T::from_f64(terms.bias);
+        dweight[channel] = T::from_f64(terms.weight);
     }
+    match dslopes {
+        [one] => *one = T::from_f64(terms.iter().map(|terms| terms.slopes).sum()),
+        each => each.iter_mut().zip(&terms).for_each(|(slope, terms)| *slope = T::from_f64(terms.slopes)),
+    }
+}
+
+/// What the gradients of one channel are made of.
+struct Terms<T> {
+    normalised: Channel<T>,
+    /// Factor, slope and shift of [`Gradient`].
+    of_x: [T; 3],
+    bias: f64,
+    weight: f64,
+    slopes: f64,
 }
 
 /// new = (1 − momentum) · old + momentum · batch: what the next evaluation uses.
@@ -343,16 +350,58 @@ fn check_statistics(sizes: Planes, statistics: &Statistics) -> Result<()> {
     check_length(OP, "var", statistics.var.len(), sizes.channels)
 }
 
-/// Where each image's plane of a channel starts.
-fn planes(sizes: Planes, channel: usize) -> impl Iterator<Item = usize> {
-    (0..sizes.batch).map(move |image| (image * sizes.channels + channel) * sizes.pixels)
+/// Elements of a tensor from which on it does not stay in a third-level cache between two sweeps,
+const LARGE: usize = 4 << 20;
+/// and of a plane that is worth to be read by itself.
+const LARGE_PLANE: usize = 4 << 10;
+
+/// Runs `first` for every plane (its channel, its elements), merges what it gives for the images of each channel in order,
+/// and runs `second` for every plane with that; returns what was merged.
+///
+/// Most often the planes are gone through twice in the order in which they lie in memory: the convolutions before and after
+/// share out their pixels so, and most of what a thread reads it has written itself. Large ones channel by channel, so
+/// that the second sweep finds them in the cache.
+fn in_two_sweeps<S: Copy + Default + Send + Sync, C: Send + Sync>(
+    sizes: Planes,
+    first: impl Fn(usize, Range<usize>) -> S + Send + Sync,
+    merge: impl Fn(usize, &mut dyn Iterator<Item = S>) -> C + Send + Sync,
+    second: impl Fn(usize, Range<usize>, &C) + Send + Sync,
+) -> Vec<C> {
+    let Planes { batch, channels, pixels } = sizes;
+    let planes = |channel: usize| (0..batch).map(move |image| image * channels + channel);
+    let elements = |plane: usize| plane * pixels..(plane + 1) * pixels;
+    if sizes.elements() >= LARGE && pixels >= LARGE_PLANE {
+        let run = |channel: usize| {
+            let merged = merge(channel, &mut planes(channel).map(|plane| first(channel, elements(plane))));
+            planes(channel).for_each(|plane| second(channel, elements(plane), &merged));
+            merged
+        };
+        return (0..channels).into_par_iter().with_max_len(1).map(run).collect();
+    }
+    let mut found = vec![S::default(); batch * channels];
+    let places = Shared::new(&mut found);
+    for_each_plane(sizes, |plane, elements| {
+        let result = first(plane % channels, elements);
+        #[allow(unsafe_code, reason = "each plane has its own place")]
+        // SAFETY: one element at the index of the plane, and each plane is visited once.
+        unsafe {
+            places.part(plane, 1)[0] = result;
+        }
+    });
+    let merge = |channel| merge(channel, &mut planes(channel).map(|plane| found[plane]));
+    let merged: Vec<C> = (0..channels).map(merge).collect();
+    for_each_plane(sizes, |plane, elements| second(plane % channels, elements, &merged[plane % channels]));
+    merged
 }
 
-/// Runs `task` once for each channel, several channels one after the other where they are small.
-fn for_each_channel(sizes: Planes, task: impl Fn(usize) + Sync + Send) {
-    let per_task = (TASK / (sizes.batch * sizes.pixels)).max(1);
-    for_each_task(sizes.channels.div_ceil(per_task), |group| {
-        (group * per_task..((group + 1) * per_task).min(sizes.channels)).for_each(&task);
+/// Runs `task` for each plane with its elements, in the order in which they lie in memory. Several small planes are one
+/// task.
+fn for_each_plane(sizes: Planes, task: impl Fn(usize, Range<usize>) + Sync + Send) {
+    let (count, per_task) = (sizes.batch * sizes.channels, (TASK / sizes.pixels).max(1));
+    for_each_task(count.div_ceil(per_task), |group| {
+        for plane in group * per_task..((group + 1) * per_task).min(count) {
+            task(plane, plane * sizes.pixels..(plane + 1) * sizes.pixels);
+        }
     });
 }
 
@@ -372,24 +421,18 @@ impl<T: Float> Affine<'_, T> {
     }
 }
 
-/// The output of one channel.
+/// The outputs of one plane.
 fn normalise<T: Element>(
-    sizes: Planes,
-    channel: usize,
     x: &[T],
-    affine: Affine<'_, T>,
-    mean: f64,
-    var: f64,
+    elements: Range<usize>,
+    channel: Channel<T>,
+    next: Next<T>,
     y: &Shared<'_, MaybeUninit<T>>,
 ) {
-    let normalised = affine.channel(channel, mean, var);
-    for from in planes(sizes, channel) {
-        #[allow(unsafe_code, reason = "channels write disjoint planes")]
-        // SAFETY: the plane belongs to this channel alone, and each channel is visited once.
-        let y = unsafe { y.part(from, sizes.pixels) };
-        let x = &x[from..from + sizes.pixels];
-        vectorised(Normalise { x, channel: normalised, next: affine.next(channel), y });
-    }
+    #[allow(unsafe_code, reason = "tasks write disjoint planes")]
+    // SAFETY: each plane is visited once.
+    let y = unsafe { y.part(elements.start, elements.len()) };
+    vectorised(Normalise { x: &x[elements], channel, next, y });
 }
 
 #[cfg(test)]

@@ -273,3 +273,28 @@ fn wrong_lengths_are_refused_by_name() {
     let short = Affine { bias: &[1.0], ..affine };
     assert_eq!(forward(&[0.0; 4], short, &mut [0.0; 4]), "batch_norm: bias has 1 elements, expected 2");
 }
+
+#[test]
+fn both_orders_visit_every_plane_once_in_each_sweep() {
+    for pixels in [5, LARGE] {
+        let sizes = Planes { batch: 2, channels: 3, pixels };
+        let seen = std::sync::Mutex::new(Vec::new());
+        let merged = in_two_sweeps(
+            sizes,
+            |channel, elements| {
+                assert_eq!((elements.len(), elements.start % pixels), (pixels, 0));
+                assert_eq!(elements.start / pixels % 3, channel);
+                elements.start / pixels
+            },
+            |channel, planes| (channel, planes.collect::<Vec<_>>()),
+            |channel, elements, (merged, planes)| {
+                assert_eq!((channel, planes.len()), (*merged, 2));
+                seen.lock().unwrap().push(elements.start / pixels);
+            },
+        );
+        assert_eq!(merged, [(0, vec![0, 3]), (1, vec![1, 4]), (2, vec![2, 5])], "images in order");
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
+    }
+}
