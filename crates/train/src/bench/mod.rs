@@ -3,11 +3,13 @@
 //! Medians of at least five turns after a warm-up. Inputs are dense and random, so that no zero is skipped; a backward
 //! pass gets a dense random gradient. With `--json FILE` an array of `{"bench", "case", "ours_ms", "peer_ms", "ratio"}`
 //! is written, ratio = peer / ours, null where no peer ran; steps and losses also have `ours_peak_mb` and `peer_peak_mb`.
+//! `apart_ns` is how long a message between two threads took there and back, the least and the most of all turns.
 //!
 //! With `--peer torch` the same case runs in PyTorch, ours and theirs in turn, in each of its ways (memory formats;
 //! onnxruntime for inference); the way with the least median counts. A scalar that both compute, such as a loss, has to
 //! agree before anything is timed. Of a turn the second half counts.
 
+mod apart;
 mod growth;
 mod inputs;
 mod kernels;
@@ -90,6 +92,9 @@ struct Row {
     ours_ms: f64,
     peer_ms: Option<f64>,
     ratio: Option<f64>,
+    /// The least and the most of [`apart::round_trip`], before each turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    apart_ns: Option<[f64; 2]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ours_peak_mb: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -221,8 +226,12 @@ impl Bench {
         let ways: &[String] = prepared.as_ref().map_or(&[], |prepared| &prepared.ways);
         let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); ways.len()]);
         let seconds = TURN.min(self.seconds * TURN_SHARE);
+        let mut apart: Option<[f64; 2]> = None;
         let started = Instant::now();
         while ours.len() < TURNS || (ours.len() < MOST_TURNS && started.elapsed().as_secs_f64() < self.seconds) {
+            let now = apart::round_trip();
+            let [least, most] = apart.unwrap_or([now; 2]);
+            apart = Some([least.min(now), most.max(now)]);
             ours.push(turn(&mut run, seconds)?);
             if let Some(other) = self.peer.as_mut() {
                 for (way, times) in ways.iter().zip(&mut theirs) {
@@ -256,6 +265,9 @@ impl Bench {
         if let Some([mean_zero, rectified]) = errors {
             line.push_str(&format!("  error {mean_zero:.1e}, after a ReLU {rectified:.1e}"));
         }
+        if let Some([least, most]) = apart {
+            line.push_str(&format!("  apart {least:.0}–{most:.0} ns"));
+        }
         if let Some(reason) = absent {
             line.push_str(&format!("  no peer: {reason}"));
         }
@@ -269,6 +281,7 @@ impl Bench {
             ours_ms: median,
             peer_ms,
             ratio,
+            apart_ns: apart,
             ours_peak_mb,
             peer_peak_mb,
             times,
