@@ -94,3 +94,27 @@ fn what_needs_no_gradient_is_not_recorded() {
     let x = variable(&[1.0]);
     assert_eq!(values(backward(&relu(&x).unwrap().sum_all().unwrap()).unwrap().get(&x).unwrap()), [1.0]);
 }
+
+#[test]
+fn what_no_backward_pass_reads_is_not_kept() {
+    let (x, w) = (variable(&[-1.0, 0.5, 2.0]), variable(&[0.25, -3.0, 1.0]));
+    let tape = Tape::start();
+    let sum = add(x.as_tensor(), w.as_tensor()).unwrap();
+    let positive = relu(&sum).unwrap();
+    let joined = concat(&[&sum, &positive], 3).unwrap();
+    let is_kept = |kept: &Tensor, tensor: &Tensor| {
+        assert_eq!((kept.dims(), kept.dtype(), kept.track_op()), (tensor.dims(), tensor.dtype(), tensor.track_op()));
+        kept.id() == tensor.id()
+    };
+    CURRENT.with_borrow(|record| {
+        let nodes = &record.as_ref().unwrap().nodes;
+        // Of a sum and of parts that are joined nothing; of a ReLU what it gave.
+        assert!(!is_kept(&nodes[0].inputs[0].tensor, x.as_tensor()) && !is_kept(&nodes[0].output, &sum));
+        assert!(!is_kept(&nodes[1].inputs[0].tensor, &sum) && is_kept(&nodes[1].output, &positive));
+        assert!(!is_kept(&nodes[2].inputs[1].tensor, &positive) && !is_kept(&nodes[2].output, &joined));
+        assert!(values(&nodes[0].output).iter().all(|value| value.is_nan()), "whoever reads it all the same finds out");
+    });
+    drop((sum, positive));
+    let gradients = tape.finish(&joined.sum_all().unwrap()).unwrap();
+    assert_eq!(values(gradients.get(&x).unwrap()), [1.0, 1.0, 2.0]);
+}

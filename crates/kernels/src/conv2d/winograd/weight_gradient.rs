@@ -23,6 +23,10 @@ use crate::parallel::{Shared, for_each_task};
 
 /// Blocks of output channels that read the same transformed inputs together, at most.
 const GROUP: usize = 8;
+/// Up to so many tiles are few: to read them more often costs less than sums that leave the cache,
+const FEW_TILES: usize = 96;
+/// and tasks have so many blocks of output and of input channels.
+const FEW_TILES_GROUP: usize = 4;
 /// Blocks of input channels that each reading of all transformed gradients has to be worth, where there are as many.
 const WHOLE_GROUP: usize = 8;
 
@@ -166,14 +170,17 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let mut values = Scratch::take(A * A * values_stride);
 
         // Blocks of output channels that read V together. Four tasks at least, where there are four pairs of blocks.
-        let group = (out_blocks / 4).clamp(1, GROUP);
+        // Few tiles: so few that the sums stay in the second-level cache until they are transformed.
+        let all_at_once = at_once == self.grid.strips;
+        let few = all_at_once && tiles_stride <= FEW_TILES;
+        let group = (out_blocks / 4).clamp(1, if few { FEW_TILES_GROUP } else { GROUP });
         let groups = out_blocks.div_ceil(group);
-        let per_task = in_blocks.len().div_ceil(4usize.div_ceil(groups));
+        let most = if few { FEW_TILES_GROUP } else { usize::MAX };
+        let per_task = in_blocks.len().div_ceil(4usize.div_ceil(groups)).min(most);
         let parts = in_blocks.len().div_ceil(per_task);
         let sums_stride = CHANNELS * per_task + SKEW;
         let block_len = A * A * sums_stride;
         let sums_len = group * block_len;
-        let all_at_once = at_once == self.grid.strips;
         let mut kept = Scratch::take(if all_at_once { 0 } else { groups * parts * sums_len });
         let kept = Shared::new(&mut kept);
 
