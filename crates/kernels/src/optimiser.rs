@@ -2,14 +2,12 @@
 
 use rayon::prelude::*;
 
-use crate::activation::{Kernel, vectorised};
+use crate::activation::{Kernel, LANES, sum, vectorised};
 use crate::error::{check_length, param};
 use crate::{Float, Result};
 
 /// Elements per task.
 const CHUNK: usize = 1 << 15;
-/// Partial sums of [`sum_of_squares`], so that additions do not wait for each other.
-const LANES: usize = 16;
 
 /// Settings of [`sgd_step`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -180,7 +178,7 @@ impl<T: Float> Kernel for Squares<'_, T> {
         for (sum, x) in sums.iter_mut().zip(rest) {
             *sum += x.to_f64() * x.to_f64();
         }
-        sums.iter().sum()
+        sum(&sums)
     }
 }
 
