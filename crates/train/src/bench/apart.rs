@@ -1,8 +1,8 @@
 //! How far two processors are from each other.
 //!
-//! A virtual machine's processors come to lie on cores of the host that share a third-level cache, or on cores that do not,
-//! and stay there for seconds or minutes. What one thread has written then costs the other several times as much, and an
-//! operation up to twice (docs/benchmarks.md has figures). So each row says where the processors were.
+//! In a virtual machine a message between two threads takes one of two times for seconds or minutes, presumably as the host
+//! has its processors on cores that share a third-level cache or on cores that do not, and some operations take up to twice
+//! as long in the second case (docs/benchmarks.md has figures). So each row says which it was.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
