@@ -163,6 +163,13 @@ impl Stage for CopyPlane<'_> {
             this
         };
         match columns.as_slice() {
+            [all] if row_stride == 1 => {
+                // As below, for planes of short rows without more ado than that.
+                let lines = self.copy[first * part_width..].chunks_exact_mut(part_width);
+                for (source, line) in sources.zip(lines) {
+                    copy_row::<L>(&source[all.from..], &mut line[all.places.clone()]);
+                }
+            }
             [all] => {
                 for source in sources {
                     let line = next();

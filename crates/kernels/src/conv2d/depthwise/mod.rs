@@ -90,27 +90,48 @@ pub(super) fn forward(
     let border = Border::new([shape.in_height, shape.in_width], shape.padding, shape.stride, out, &kernel);
     let offsets: Vec<usize> = kernel.iter().map(|&tap| border.tap_offset(tap)).collect();
     let sums = PlaneSums::new(shape, &border, offsets, out);
-    let (plane, out_plane) = (shape.in_height * shape.in_width, out[0] * out[1]);
-    let multiplier = shape.group_out_channels();
-    let planes = shape.batch * shape.in_channels;
-    let per_task = planes_per_task(plane);
-    let y = Shared::new(y);
-    for_each_task(planes.div_ceil(per_task), |task| {
-        with_buffer(border.plane_len() + WIDTH, |copy| {
-            copy.fill(0.0);
-            for index in task * per_task..((task + 1) * per_task).min(planes) {
-                border.copy_inside(&x[index * plane..(index + 1) * plane], &mut copy[..border.plane_len()]);
-                let (n, c) = (index / shape.in_channels, index % shape.in_channels);
-                for k in c * multiplier..(c + 1) * multiplier {
-                    let factors = &weight[k * shape.taps()..(k + 1) * shape.taps()];
-                    #[allow(unsafe_code, reason = "tasks write disjoint planes")]
-                    // SAFETY: an input plane belongs to one task, so its output planes do.
-                    let y = unsafe { y.part((n * shape.out_channels + k) * out_plane, out_plane) };
-                    sums.run(copy, factors, bias.map_or(0.0, |bias| bias[k]), y);
+    let len = [shape.in_height * shape.in_width, out[0] * out[1]];
+    let planes = Planes { border: &border, sums: &sums, channels: shape.in_channels, len };
+    planes.convolve(weight, bias, x, y);
+}
+
+/// Planes of which each is convolved with its own filters.
+struct Planes<'a> {
+    border: &'a Border,
+    sums: &'a PlaneSums,
+    /// Planes of an image that are read.
+    channels: usize,
+    /// Elements of a plane that is read, and of one that is written.
+    len: [usize; 2],
+}
+
+impl Planes<'_> {
+    /// Writes to all of `to` what the filters make of the planes of `from`.
+    fn convolve(&self, filters: &[f32], bias: Option<&[f32]>, from: &[f32], to: &mut [MaybeUninit<f32>]) {
+        let Self { border, sums, channels, len: [plane, out_plane] } = *self;
+        let taps = sums.offsets.len();
+        let out_channels = filters.len() / taps;
+        let multiplier = out_channels / channels;
+        let planes = from.len() / plane;
+        let per_task = planes_per_task(plane);
+        let to = Shared::new(to);
+        for_each_task(planes.div_ceil(per_task), |task| {
+            with_buffer(border.plane_len() + WIDTH, |copy| {
+                copy.fill(0.0);
+                for index in task * per_task..((task + 1) * per_task).min(planes) {
+                    border.copy_inside(&from[index * plane..(index + 1) * plane], &mut copy[..border.plane_len()]);
+                    let (n, c) = (index / channels, index % channels);
+                    for k in c * multiplier..(c + 1) * multiplier {
+                        let factors = &filters[k * taps..(k + 1) * taps];
+                        #[allow(unsafe_code, reason = "tasks write disjoint planes")]
+                        // SAFETY: a plane that is read belongs to one task, so those that it gives do.
+                        let out = unsafe { to.part((n * out_channels + k) * out_plane, out_plane) };
+                        sums.run(copy, factors, bias.map_or(0.0, |bias| bias[k]), out);
+                    }
                 }
-            }
+            });
         });
-    });
+    }
 }
 
 /// The gradient of the input: each class of input pixels by remainder is a sum of shifted rows of the output gradient.
@@ -123,10 +144,17 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
     let all_taps: Vec<[usize; 2]> = classes.iter().flat_map(|class| class.taps.iter().map(|tap| tap.1)).collect();
     let border = Border::new(out, before, [1, 1], [class_rows, class_width], &all_taps);
     if shape.stride == [1, 1] && shape.group_out_channels() == 1 {
-        // A convolution by the turned filter: from the last tap to the first, offsets go up.
+        // A convolution by the turned filters: from the last tap to the first, offsets go up.
         let offsets = classes[0].taps.iter().rev().map(|tap| border.tap_offset(tap.1)).collect();
         let sums = PlaneSums::new(shape, &border, offsets, [shape.in_height, shape.in_width]);
-        return each_plane(shape, &border, &sums, weight, grad_y, grad_x);
+        let len = [out[0] * out[1], shape.in_height * shape.in_width];
+        let planes = Planes { border: &border, sums: &sums, channels: shape.in_channels, len };
+        return with_buffer(weight.len(), |turned| {
+            for (turned, filter) in turned.chunks_exact_mut(shape.taps()).zip(weight.chunks_exact(shape.taps())) {
+                turned.iter_mut().zip(filter.iter().rev()).for_each(|(turned, factor)| *turned = *factor);
+            }
+            planes.convolve(turned, None, grad_y, grad_x);
+        });
     }
     // The rows of one remainder after the other.
     let (starts, width) = (overlapping(class_width), shape.in_width);
@@ -170,36 +198,6 @@ pub(super) fn backward_input(shape: &Conv2dShape, weight: &[f32], grad_y: &[f32]
                     }
                     instructions.run(Sums { copy: copies, taps: &taps, start: 0.0, places, out });
                 }
-            }
-        });
-    });
-}
-
-/// The gradient of the input with stride 1 and as many outputs as inputs.
-fn each_plane(
-    shape: &Conv2dShape,
-    border: &Border,
-    sums: &PlaneSums,
-    weight: &[f32],
-    grad_y: &[f32],
-    grad_x: &mut [MaybeUninit<f32>],
-) {
-    let (plane, out_plane) = (shape.in_height * shape.in_width, shape.out_height() * shape.out_width());
-    let planes = shape.batch * shape.in_channels;
-    let per_task = planes_per_task(plane);
-    let grad_x = Shared::new(grad_x);
-    for_each_task(planes.div_ceil(per_task), |task| {
-        with_buffer(border.plane_len() + WIDTH, |copy| {
-            copy.fill(0.0);
-            for index in task * per_task..((task + 1) * per_task).min(planes) {
-                border
-                    .copy_inside(&grad_y[index * out_plane..(index + 1) * out_plane], &mut copy[..border.plane_len()]);
-                let filter = &weight[index % shape.in_channels * shape.taps()..][..shape.taps()];
-                let turned: Vec<f32> = filter.iter().rev().copied().collect();
-                #[allow(unsafe_code, reason = "tasks write disjoint planes")]
-                // SAFETY: each plane belongs to one task.
-                let out = unsafe { grad_x.part(index * plane, plane) };
-                sums.run(copy, &turned, 0.0, out);
             }
         });
     });
