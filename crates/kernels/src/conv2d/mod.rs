@@ -8,6 +8,7 @@ mod depthwise;
 mod dispatch;
 mod few_pixels;
 mod implicit;
+mod inner_products;
 mod input_gradient;
 mod lowering;
 mod products;

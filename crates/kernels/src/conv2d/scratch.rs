@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 
+use super::inner_products::Pairs;
 use crate::gemm::{Panel, Run};
 
 thread_local! {
@@ -28,6 +29,8 @@ pub(super) struct Lists {
     pub(super) runs: Vec<Run>,
     /// and in panels.
     pub(super) panels: Vec<Panel>,
+    /// Pixels of two matrices.
+    pub(super) pairs: Vec<Pairs>,
 }
 
 /// Entries for which lists have room from the start, a page: for the same reason as [`APART`].
@@ -41,6 +44,7 @@ pub(super) fn with_lists<R>(body: impl FnOnce(&mut Lists) -> R) -> R {
         sources: Vec::with_capacity(ROOM),
         runs: Vec::with_capacity(ROOM),
         panels: Vec::with_capacity(ROOM),
+        pairs: Vec::with_capacity(ROOM),
     };
     let mut lists = LISTS.with_borrow_mut(Vec::pop).unwrap_or_else(new);
     let result = body(&mut lists);

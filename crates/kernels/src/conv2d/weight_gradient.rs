@@ -3,12 +3,14 @@
 //! dW[k, (c,tap)] = Σ_pixels dY[k, pixel] · X[c, pixel + tap]. A task goes through some regions of the images and a block
 //! of input channels. X is read through its (channel, tap) columns, in a copy with the zero border or where it lies. The
 //! side with fewer rows, channels of dY or columns of X, is packed in panels of 16, pixel by pixel; the other is read as it
-//! is. If that is X, the product is the transpose, which is turned at the end. Where there are few channels several tasks share the pixels out, by a
-//! number that depends on the sizes alone, and their sums are added in order.
+//! is. If that is X, the product is the transpose, which is turned at the end. Where packing and panels that are not full
+//! would weigh more, nothing is packed ([`inner_products`](super::inner_products)). Where there are few channels several
+//! tasks share the pixels out, by a number that depends on the sizes alone, and their sums are added in order.
 
 use std::ops::Range;
 
 use super::Conv2dShape;
+use super::inner_products::{LANES, add_products, list_pairs, totals};
 use super::lowering::kernel_taps;
 use super::products::{Planes, Reading, Regions};
 use super::scratch::{Lists, with_buffer, with_three_lists};
@@ -28,6 +30,14 @@ const TASK_PIXELS: usize = 192;
 const TASKS: usize = 8;
 /// Products that could be made in the time that it takes to pack one element.
 const PACKING: usize = 16;
+/// What a product takes of two matrices that are both read where they lie,
+const INNER: f64 = 1.125;
+/// if all rows of both lie planes apart, where those push each other out of the first-level cache,
+const INNER_PLANES: f64 = 1.4;
+/// and each sum besides, whose lanes are set to zero and added;
+const INNER_SUM: f64 = 192.0;
+/// and the sums of a task at most that stay in its second-level cache.
+const INNER_SUMS: usize = 8 << 10;
 /// Elements of all sums, where several tasks share the pixels out.
 const SUMS: usize = 2 << 20;
 
@@ -104,6 +114,23 @@ impl Pass<'_> {
     unsafe fn run(&self, regions: Range<usize>, channels: Range<usize>, sums: Target<'_>) {
         let (rows, taps) = (self.grad_y.channels, self.taps.len());
         let columns = channels.start * taps..channels.end * taps;
+        if self.in_place(&regions, [rows, columns.len()]) {
+            return with_buffer(rows * columns.len() * LANES, |lanes| {
+                lanes.fill(0.0);
+                self.for_each_region(regions, &channels, |_, sides, lists| {
+                    let [y, x] = sides;
+                    list_pairs([&y, &x], &mut lists.pairs);
+                    add_products(self.instructions, sides, &lists.pairs, lanes);
+                });
+                for (row, lanes) in lanes.chunks_exact(columns.len() * LANES).enumerate() {
+                    // SAFETY: these columns are the caller's own.
+                    let out = unsafe { sums.part(row * self.depth + columns.start, columns.len()) };
+                    out.iter_mut().zip(totals(lanes)).for_each(|(out, total)| {
+                        out.write(total);
+                    });
+                }
+            });
+        }
         if packs_second([rows, columns.len()]) {
             let out = Output { columns, row_stride: self.depth, elements: sums };
             // SAFETY: the contract is handed on unchanged.
@@ -130,10 +157,25 @@ impl Pass<'_> {
     /// Nobody else uses these columns of the output meanwhile.
     #[allow(unsafe_code, reason = "hands its contract on")]
     unsafe fn sum(&self, regions: Range<usize>, channels: Range<usize>, transposed: bool, out: &Output<'_>) {
+        let first = regions.start;
+        self.for_each_region(regions, &channels, |index, [y, x], lists| {
+            let sides = if transposed { [x, y] } else { [y, x] };
+            // SAFETY: the contract is handed on unchanged.
+            unsafe { multiply(self.instructions, lists, sides, index > first, out) };
+        });
+    }
+
+    /// Calls `body` with each region, its gradient of the output and its columns of X, and lists to use.
+    fn for_each_region(
+        &self,
+        regions: Range<usize>,
+        channels: &Range<usize>,
+        mut body: impl FnMut(usize, [Side<'_>; 2], &mut Lists),
+    ) {
         let (rows, taps) = (self.grad_y.channels, self.taps.len());
         let [height, width] = self.grad_y.size;
         let plane = height * width;
-        let add_region = |index: usize, [x, y, sums]: [&mut Lists; 3], copy: &mut [f32]| {
+        let mut run = |index: usize, [x, y, others]: [&mut Lists; 3], copy: &mut [f32]| {
             let region = self.regions.region(index);
             let (elements, stride) = self.regions.read(&region, channels.clone(), copy);
             self.regions.list_runs(&region, &mut x.runs);
@@ -149,23 +191,36 @@ impl Pass<'_> {
             y.rows.clear();
             y.rows.extend((0..rows).map(|row| (self.grad_y.first + row) * plane));
             let y_side = Side { elements: self.grad_y.elements, rows: &y.rows, runs: &y.runs, far: true };
-
-            let sides = if transposed { [x_side, y_side] } else { [y_side, x_side] };
-            // SAFETY: the contract is handed on unchanged.
-            unsafe { multiply(self.instructions, sums, sides, index > regions.start, out) };
+            body(index, [y_side, x_side], others);
         };
-        with_three_lists(|[x, y, sums]| {
+        with_three_lists(|[x, y, others]| {
             with_buffer(self.regions.copy_len() + PANEL_COLUMNS, |copy| {
-                regions.clone().for_each(|index| add_region(index, [x, y, sums], copy));
+                regions.for_each(|index| run(index, [x, y, others], copy));
             });
         });
     }
+
+    /// Whether both matrices are read where they lie by a task that has `regions`, the one with `rows` and the one with
+    /// `columns`.
+    fn in_place(&self, regions: &Range<usize>, [rows, columns]: [usize; 2]) -> bool {
+        let [height, width] = self.grad_y.size;
+        let pixels = (self.grad_y.batch * height * width * regions.len()).div_ceil(self.regions.count());
+        // Vectors that reach over the ends of rows are not full.
+        let filled = width.next_multiple_of(LANES) as f64 / width as f64;
+        let product = filled * if self.taps.len() == 1 { INNER_PLANES } else { INNER } + INNER_SUM / pixels as f64;
+        let packed = work(rows, columns).min(work(columns, rows));
+        rows * columns <= INNER_SUMS && product * ((rows * columns) as f64) < packed as f64
+    }
 }
 
-/// Whether the second of two matrices with these rows is the one to pack: that is work, and so are the rows that the last
+/// What the products of a pixel take if the rows of one matrix are packed: that is work, and so are the rows that the last
 /// panel is short of.
+fn work(in_place: usize, packed: usize) -> usize {
+    in_place * packed.next_multiple_of(PANEL_COLUMNS) + PACKING * packed
+}
+
+/// Whether the second of two matrices with these rows is the one to pack.
 pub(super) fn packs_second([first, second]: [usize; 2]) -> bool {
-    let work = |in_place: usize, packed: usize| in_place * packed.next_multiple_of(PANEL_COLUMNS) + PACKING * packed;
     work(first, second) <= work(second, first)
 }
 

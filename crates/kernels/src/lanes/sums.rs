@@ -25,6 +25,8 @@ pub(crate) trait Vector: Copy {
     /// There are [`Vector::LEN`] of them.
     #[allow(unsafe_code, reason = "there are several loads for one vector of sums: the caller's proof is the point")]
     unsafe fn load_at(elements: &[f32], from: usize) -> Self;
+    /// Reads the values of a slice that is shorter than a vector; zeros after them.
+    fn load_first(elements: &[f32]) -> Self;
     /// Writes to the first elements of `to`.
     fn write(self, to: &mut [MaybeUninit<f32>]);
     /// `self + other`.
@@ -48,6 +50,14 @@ impl<L: Lanes, const N: usize> Vector for [L; N] {
         for part in 0..N {
             // SAFETY: all N parts lie inside by contract.
             vector[part] = unsafe { super::load_at(elements, from + part * WIDTH) };
+        }
+        vector
+    }
+    #[inline(always)]
+    fn load_first(elements: &[f32]) -> Self {
+        let mut vector = [L::zero(); N];
+        for (part, elements) in vector.iter_mut().zip(elements.chunks(WIDTH)) {
+            *part = L::load_some(elements);
         }
         vector
     }
@@ -95,6 +105,12 @@ impl Vector for Avx512 {
         debug_assert!(from + Self::LEN <= elements.len());
         // SAFETY: as above; sixteen elements lie there by contract, and the load needs no alignment.
         Self(unsafe { _mm512_loadu_ps(elements.as_ptr().add(from)) })
+    }
+    #[inline(always)]
+    fn load_first(elements: &[f32]) -> Self {
+        let mask = ((1u32 << elements.len().min(Self::LEN)) - 1) as u16;
+        // SAFETY: as above; lanes that the mask leaves out are not read, and those that it has lie in the slice.
+        Self(unsafe { _mm512_maskz_loadu_ps(mask, elements.as_ptr()) })
     }
     #[inline(always)]
     fn write(self, to: &mut [MaybeUninit<f32>]) {
