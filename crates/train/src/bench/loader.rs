@@ -50,7 +50,7 @@ const CASES: [Case; 2] = [
 /// Times the loader; `data` is a CamVid folder for the first case, without it scenes are made as for the second.
 pub(super) fn run(bench: &mut Bench, data: Option<&Path>, peer: bool) -> Result<()> {
     for case in CASES {
-        if bench.only.as_ref().is_some_and(|only| !case.name.contains(only.as_str())) {
+        if !bench.wants(&case.name) {
             continue;
         }
         let folder = tempfile::tempdir().context("no folder for the images")?;

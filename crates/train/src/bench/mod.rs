@@ -37,9 +37,9 @@ use peer::{Peer, Prepared};
 pub struct BenchArguments {
     /// Groups: kernels, algorithms, ops, losses, step, growth, infer, loader [default: kernels, ops, losses, step, infer].
     groups: Vec<String>,
-    /// Only cases whose name contains this text.
-    #[arg(long)]
-    only: Option<String>,
+    /// Only cases whose name contains this text; given several times, any of these texts.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -139,7 +139,7 @@ const AGREEMENT: f64 = 1e-4;
 /// Collects rows and prints them as they come.
 struct Bench {
     bench: &'static str,
-    only: Option<String>,
+    only: Vec<String>,
     seconds: f64,
     batch: usize,
     size: Option<[usize; 2]>,
@@ -189,7 +189,7 @@ impl Times {
 impl Bench {
     /// Whether a case was asked for.
     fn wants(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+        self.only.is_empty() || self.only.iter().any(|only| name.contains(only))
     }
 
     /// Gives tensors to the peer, if there is one; where they are.

@@ -82,9 +82,9 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         });
         let filters = &filters[..];
 
-        // Few channels: so many tiles per task that V and M stay in the second-level cache. Many: more, because each
-        // task reads all the weights. Four tasks at least, and an even number of nearly equal ones.
-        let wanted = if in_blocks > 8 { 96 } else { (64 / in_blocks).max(16) };
+        // So many tiles per task that V and M stay in the second-level cache, or little more: that each task reads all the
+        // weights costs less. Four tasks at least, and an even number of nearly equal ones.
+        let wanted = (64 / in_blocks).max(16);
         let (strips, strip_tiles) = (self.grid.strips, self.grid.strip_tiles());
         let tasks = (strips * strip_tiles).div_ceil(wanted).max(4).next_multiple_of(2).min(strips);
         let tiles_stride = strips.div_ceil(tasks) * strip_tiles;
