@@ -50,7 +50,7 @@ const CASES: [Case; 2] = [
 /// Times the loader; `data` is a CamVid folder for the first case, without it scenes are made as for the second.
 pub(super) fn run(bench: &mut Bench, data: Option<&Path>, peer: bool) -> Result<()> {
     for case in CASES {
-        if !bench.wants(&case.name) {
+        if !bench.wants(case.name) {
             continue;
         }
         let folder = tempfile::tempdir().context("no folder for the images")?;

@@ -30,6 +30,25 @@ const FEW_TILES_GROUP: usize = 4;
 /// Blocks of input channels that each reading of all transformed gradients has to be worth, where there are as many.
 const WHOLE_GROUP: usize = 8;
 
+/// What is transformed.
+#[derive(Clone, Copy)]
+enum Side {
+    Gradients,
+    Inputs,
+}
+
+/// The blocks of both sides in the order of their tasks: the first half of both comes before the second, as threads take
+/// halves of the tasks, here and in the sums, which then find most of what they read in their own caches.
+fn order(gradients: usize, inputs: usize) -> Vec<(Side, usize)> {
+    let mut order: Vec<_> = (0..gradients).map(|block| (Side::Gradients, block)).collect();
+    order.extend((0..inputs).map(|block| (Side::Inputs, block)));
+    order.sort_by_key(|&(side, block)| match side {
+        Side::Gradients => block * inputs.max(1),
+        Side::Inputs => block * gradients.max(1),
+    });
+    order
+}
+
 struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {
     layer: &'a Layer,
     grid: Grid,
@@ -169,39 +188,52 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let gradients_stride = out_blocks * tiles_stride + SKEW;
         let mut values = Scratch::take(A * A * values_stride);
 
-        // Blocks of output channels that read V together. Four tasks at least, where there are four pairs of blocks.
+        // Tasks have some blocks of both sides. Four tasks at least, where there are four pairs of blocks; they share out
+        // the side with more blocks, so that those are read once and the others several times.
         // Few tiles: so few that the sums stay in the second-level cache until they are transformed.
         let all_at_once = at_once == self.grid.strips;
         let few = all_at_once && tiles_stride <= FEW_TILES;
-        let group = (out_blocks / 4).clamp(1, if few { FEW_TILES_GROUP } else { GROUP });
-        let groups = out_blocks.div_ceil(group);
-        let most = if few { FEW_TILES_GROUP } else { usize::MAX };
-        let per_task = in_blocks.len().div_ceil(4usize.div_ceil(groups)).min(most);
-        let parts = in_blocks.len().div_ceil(per_task);
+        let shared_out = |blocks: usize| (blocks / 4).clamp(1, if few { FEW_TILES_GROUP } else { GROUP });
+        let read_again = |blocks: usize, tasks: usize| {
+            blocks.div_ceil(4usize.div_ceil(tasks)).min(if few { FEW_TILES_GROUP } else { usize::MAX })
+        };
+        let more_inputs = in_blocks.len() > out_blocks;
+        let (group, per_task) = if more_inputs {
+            let per_task = shared_out(in_blocks.len());
+            (read_again(out_blocks, in_blocks.len().div_ceil(per_task)), per_task)
+        } else {
+            let group = shared_out(out_blocks);
+            (group, read_again(in_blocks.len(), out_blocks.div_ceil(group)))
+        };
+        let (groups, parts) = (out_blocks.div_ceil(group), in_blocks.len().div_ceil(per_task));
         let sums_stride = CHANNELS * per_task + SKEW;
         let block_len = A * A * sums_stride;
         let sums_len = group * block_len;
         let mut kept = Scratch::take(if all_at_once { 0 } else { groups * parts * sums_len });
         let kept = Shared::new(&mut kept);
 
+        let order = order(if transform { out_blocks } else { 0 }, in_blocks.len());
         for first in (0..self.grid.strips).step_by(at_once) {
             let strips = first..(first + at_once).min(self.grid.strips);
             let shared = [Shared::new(&mut values), Shared::new(gradients)];
-            let blocks = in_blocks.len() + if transform { out_blocks } else { 0 };
-            for_each_task(strips.len() * blocks, |task| {
-                let (place, block) = (task / blocks, task % blocks);
-                if let Some(out_block) = block.checked_sub(in_blocks.len()) {
-                    let first_tile = out_block * tiles_stride + place * self.grid.strip_tiles();
-                    self.transform_gradients(first + place, out_block, &shared[1], gradients_stride, first_tile);
-                } else {
-                    let first_tile = block * tiles_stride + place * self.grid.strip_tiles();
-                    let in_block = in_blocks.start + block;
-                    self.transform_inputs(first + place, in_block, &shared[0], values_stride, first_tile);
+            for_each_task(strips.len() * order.len(), |task| {
+                let ((side, block), place) = (order[task / strips.len()], task % strips.len());
+                let first_tile = block * tiles_stride + place * self.grid.strip_tiles();
+                match side {
+                    Side::Gradients => {
+                        self.transform_gradients(first + place, block, &shared[1], gradients_stride, first_tile);
+                    }
+                    Side::Inputs => {
+                        let in_block = in_blocks.start + block;
+                        self.transform_inputs(first + place, in_block, &shared[0], values_stride, first_tile);
+                    }
                 }
             });
             let (values, gradients) = (&values[..], &*gradients);
             for_each_task(groups * parts, |task| {
-                let (first_out, part) = (task / parts * group, task % parts);
+                let (index, part) =
+                    if more_inputs { (task % groups, task / groups) } else { (task / parts, task % parts) };
+                let first_out = index * group;
                 let out_blocks = first_out..(first_out + group).min(out_blocks);
                 let part = part * per_task..((part + 1) * per_task).min(in_blocks.len());
                 let len = out_blocks.len() * block_len;
