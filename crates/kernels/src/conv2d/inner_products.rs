@@ -1,8 +1,7 @@
 //! Inner products of the rows of two matrices, both read where they lie.
 //!
-//! C[i, j] = Σ_pixels A[i, pixel] · B[j, pixel] with vectors along the pixels. Nothing is packed, and no lane is left empty
-//! because there are fewer rows than a vector has: what a gradient of few weights costs as a product of packed panels.
-//! Each sum is a vector, whose lanes are added at the end.
+//! C[i, j] = Σ_pixels A[i, pixel] · B[j, pixel] with vectors along the pixels. Nothing is packed, and no lane is empty where
+//! there are fewer rows than a vector has numbers, as in a gradient of few weights. Each sum is a vector, whose lanes are added at the end.
 
 use std::ops::Range;
 

@@ -164,7 +164,7 @@ impl Stage for CopyPlane<'_> {
         };
         match columns.as_slice() {
             [all] if row_stride == 1 => {
-                // As below, for planes of short rows without more ado than that.
+                // As below; depthwise planes of short rows would spend more time on finding each line than on copying it.
                 let lines = self.copy[first * part_width..].chunks_exact_mut(part_width);
                 for (source, line) in sources.zip(lines) {
                     copy_row::<L>(&source[all.from..], &mut line[all.places.clone()]);

@@ -32,7 +32,7 @@ const TASKS: usize = 8;
 const PACKING: usize = 16;
 /// What a product takes of two matrices that are both read where they lie,
 const INNER: f64 = 1.125;
-/// if all rows of both lie planes apart, where those push each other out of the first-level cache,
+/// if all rows of both lie planes apart, where they likely push each other out of the first-level cache,
 const INNER_PLANES: f64 = 1.4;
 /// and each sum besides, whose lanes are set to zero and added;
 const INNER_SUM: f64 = 192.0;
@@ -207,7 +207,8 @@ impl Pass<'_> {
         let pixels = (self.grad_y.batch * height * width * regions.len()).div_ceil(self.regions.count());
         // Vectors that reach over the ends of rows are not full.
         let filled = width.next_multiple_of(LANES) as f64 / width as f64;
-        let product = filled * if self.taps.len() == 1 { INNER_PLANES } else { INNER } + INNER_SUM / pixels as f64;
+        let each = if self.taps.len() == 1 { INNER_PLANES } else { INNER };
+        let product = filled * each + INNER_SUM / pixels as f64;
         let packed = work(rows, columns).min(work(columns, rows));
         rows * columns <= INNER_SUMS && product * ((rows * columns) as f64) < packed as f64
     }

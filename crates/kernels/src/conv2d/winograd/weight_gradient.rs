@@ -37,8 +37,8 @@ enum Side {
     Inputs,
 }
 
-/// The blocks of both sides in the order of their tasks: the first half of both comes before the second, as threads take
-/// halves of the tasks, here and in the sums, which then find most of what they read in their own caches.
+/// The blocks of both sides in the order of their tasks: the first half of both comes before the second, as two
+/// threads mostly take a half of the tasks each, here and in the sums: what one has made is then more often read by itself.
 fn order(gradients: usize, inputs: usize) -> Vec<(Side, usize)> {
     let mut order: Vec<_> = (0..gradients).map(|block| (Side::Gradients, block)).collect();
     order.extend((0..inputs).map(|block| (Side::Inputs, block)));
