@@ -1,9 +1,12 @@
 //! Splitting work over the caller's rayon pool without changing the result.
 //!
-//! Tasks are a function of the sizes alone, never of the number of threads; each task writes its own part of the
-//! output. A sum over tasks is made in task order afterwards.
+//! What a task computes is a function of the sizes alone, never of the number of threads, and so is the order of a sum
+//! over tasks; each task writes its own part of the output. How often something is prepared that tasks read may depend on
+//! the threads: to write to memory that the cache of another processor holds takes several times as long where the two
+//! have no cache in common, so threads share as little as they can.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -68,5 +71,89 @@ pub(crate) fn for_each_task(count: usize, task: impl Fn(usize) + Sync + Send) {
         (0..count).for_each(task);
     } else {
         (0..count).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// The same, side by side only if `parallel`.
+pub(crate) fn for_each_task_if(parallel: bool, count: usize, task: impl Fn(usize) + Sync + Send) {
+    if parallel { for_each_task(count, task) } else { (0..count).for_each(task) }
+}
+
+/// What has to be made before tasks can read it, such as packed weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prepared {
+    pub(crate) bytes: usize,
+    /// How often all tasks together multiply by each element.
+    pub(crate) uses: usize,
+}
+
+impl Prepared {
+    /// More is made once for all threads: a cache that they have in common holds it once.
+    const MOST_BYTES: usize = 4 << 20;
+    /// Uses for each thread but the first that make up for making it once more.
+    const USES: usize = 16;
+
+    /// Runs `task(…, 0) … task(…, count - 1)`, each once, with what `prepare` makes; that is the same each time.
+    ///
+    /// Each thread makes it for itself where that is little beside the tasks. It takes its share of the tasks in order, then
+    /// what is left of the others'.
+    pub(crate) fn for_each_task<T: Sync>(
+        self,
+        count: usize,
+        prepare: impl Fn() -> T + Sync + Send,
+        task: impl Fn(&T, usize) + Sync + Send,
+    ) {
+        let threads = rayon::current_num_threads().min(count).max(1);
+        if self.bytes > Self::MOST_BYTES || self.uses < Self::USES * (threads - 1) {
+            let prepared = prepare();
+            return for_each_task(count, |number| task(&prepared, number));
+        }
+        let share = |index: usize| index * count / threads..(index + 1) * count / threads;
+        let next: Vec<_> = (0..threads).map(|index| AtomicUsize::new(share(index).start)).collect();
+        let take = |index: usize| {
+            let number = next[index].fetch_add(1, Ordering::Relaxed);
+            (number < share(index).end).then_some(number)
+        };
+        for_each_task(threads, |thread| {
+            let mut prepared = None;
+            for index in (thread..threads).chain(0..thread) {
+                while let Some(number) = take(index) {
+                    task(prepared.get_or_insert_with(&prepare), number);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_task_runs_once_with_what_one_of_the_threads_has_prepared() {
+        let few_uses = Prepared { bytes: 1, uses: 0 };
+        let many_uses = Prepared { bytes: 1, uses: 1000 };
+        let large = Prepared { bytes: 1 << 30, uses: 1000 };
+        for threads in 1..5 {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for (prepared, most) in [(few_uses, 1), (many_uses, threads), (large, 1)] {
+                for count in [0, 1, 2, 3, 7, 100] {
+                    let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                    let preparations = AtomicUsize::new(0);
+                    let prepare = || preparations.fetch_add(1, Ordering::Relaxed);
+                    pool.install(|| {
+                        prepared.for_each_task(count, prepare, |&number, task| {
+                            assert!(number < most);
+                            runs[task].fetch_add(1, Ordering::Relaxed);
+                        });
+                    });
+                    assert!(
+                        runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1),
+                        "{threads} threads, {count} tasks"
+                    );
+                    assert!(preparations.into_inner() <= most, "{threads} threads, {count} tasks");
+                }
+            }
+        }
     }
 }

@@ -7,11 +7,11 @@ use std::mem::MaybeUninit;
 
 use super::Conv2dShape;
 use super::few_pixels;
-use super::products::{Output, Planes, Reading, Region, Regions, Sums};
+use super::products::{Output, Planes, Reading, Region, Regions, Sums, Weights};
 use super::scratch::{Lists, with_buffer, with_lists};
 use crate::gemm::{RowPanels, Target, target};
 use crate::lanes::{Instructions, Lanes, Stage, WIDTH};
-use crate::parallel::{Shared, for_each_task};
+use crate::parallel::Shared;
 
 /// The input pixels of one remainder class, and the taps that reach them.
 pub(super) struct Class {
@@ -79,50 +79,74 @@ pub(super) fn backward_input(
     let all_taps: Vec<[usize; 2]> = classes.iter().flat_map(|class| class.taps.iter().map(|tap| tap.1)).collect();
     let most_taps = classes.iter().map(|class| class.taps.len()).max().unwrap_or(0).max(1);
     let grad_x = Shared::new(grad_x);
-    with_buffer(rows * channels * shape.taps(), |packed| {
-        for group in 0..shape.groups {
-            let planes = Planes {
-                elements: grad_y,
-                batch: shape.batch,
-                of: shape.out_channels,
-                first: group * channels,
-                channels,
-                size: [shape.out_height(), shape.out_width()],
-            };
-            let reading = Reading { before, stride: [1, 1], out: class_size, taps: &all_taps };
-            let regions = Regions::for_products(planes, reading, rows, most_taps);
+    for group in 0..shape.groups {
+        let planes = Planes {
+            elements: grad_y,
+            batch: shape.batch,
+            of: shape.out_channels,
+            first: group * channels,
+            channels,
+            size: [shape.out_height(), shape.out_width()],
+        };
+        let reading = Reading { before, stride: [1, 1], out: class_size, taps: &all_taps };
+        let regions = Regions::for_products(planes, reading, rows, most_taps);
+        let pack = |packed: &mut [f32]| {
             for class in &classes {
                 let taps = class.taps.len();
                 let packed = &mut packed[class.start * rows..(class.start + taps * channels) * rows];
                 regions.pack_weights((rows, taps), packed, |panel, block, out| {
                     // Blocks are whole channels of the output.
-                    for (k, out) in (block.start / taps..).zip(out.chunks_exact_mut(panel.len() * taps)) {
-                        let k = group * channels + k;
-                        let weight =
-                            &weight[(k * rows + panel.start) * shape.taps()..(k * rows + panel.end) * shape.taps()];
-                        for (&(tap, _), out) in class.taps.iter().zip(out.chunks_exact_mut(panel.len())) {
-                            for (out, weight) in out.iter_mut().zip(weight.iter().skip(tap).step_by(shape.taps())) {
-                                *out = *weight;
+                    let first = group * channels + block.start / taps;
+                    let weights = weight[first * rows * shape.taps()..].chunks_exact(rows * shape.taps());
+                    let weights = weights.map(|weights| &weights[panel.start * shape.taps()..panel.end * shape.taps()]);
+                    match panel.len() {
+                        6 => pack_class::<6>(weights, shape.taps(), &class.taps, out),
+                        5 => pack_class::<5>(weights, shape.taps(), &class.taps, out),
+                        4 => pack_class::<4>(weights, shape.taps(), &class.taps, out),
+                        _ => {
+                            for (weights, out) in weights.zip(out.chunks_exact_mut(panel.len() * taps)) {
+                                for (&(tap, _), out) in class.taps.iter().zip(out.chunks_exact_mut(panel.len())) {
+                                    let weights = weights.iter().skip(tap).step_by(shape.taps());
+                                    out.iter_mut().zip(weights).for_each(|(out, weight)| *out = *weight);
+                                }
                             }
                         }
                     }
                 });
             }
-            let sums = |class: &Class| Sums {
-                instructions,
-                row_panels,
-                rows,
-                taps: regions.tap_offsets(class.taps.iter().map(|tap| tap.1)),
-                weights: &packed[class.start * rows..(class.start + class.taps.len() * channels) * rows],
-                bias: None,
-            };
-            let sums: Vec<Sums<'_>> = classes.iter().map(sums).collect();
-            match sums.as_slice() {
-                [sums] => regions.fill(sums, [shape.in_channels, group * rows], grad_x),
-                _ => interleaved(shape, group, class_size, &regions, &sums, grad_x),
+        };
+        let sums = |class: &Class| Sums {
+            instructions,
+            row_panels,
+            rows,
+            taps: regions.tap_offsets(class.taps.iter().map(|tap| tap.1)),
+            first_weight: class.start * rows,
+            bias: None,
+        };
+        let sums: Vec<Sums<'_>> = classes.iter().map(sums).collect();
+        let weights = Weights { len: rows * channels * shape.taps(), pack };
+        match sums.as_slice() {
+            [sums] => regions.fill(sums, weights, [shape.in_channels, group * rows], grad_x),
+            _ => interleaved(shape, group, class_size, &regions, &sums, weights, grad_x),
+        }
+    }
+}
+
+/// Packs a panel of HEIGHT rows: of each output channel's `weights`, [HEIGHT, `kernel`], the taps of a class.
+fn pack_class<'w, const HEIGHT: usize>(
+    weights: impl Iterator<Item = &'w [f32]>,
+    kernel: usize,
+    taps: &[(usize, [usize; 2])],
+    out: &mut [f32],
+) {
+    for (weights, out) in weights.zip(out.chunks_exact_mut(HEIGHT * taps.len())) {
+        for (&(tap, _), out) in taps.iter().zip(out.as_chunks_mut::<HEIGHT>().0) {
+            match weights.first_chunk() {
+                Some(weights) if kernel == 1 => *out = *weights,
+                _ => out.iter_mut().zip(weights.chunks_exact(kernel)).for_each(|(out, weights)| *out = weights[tap]),
             }
         }
-    });
+    }
 }
 
 /// Computes every class and interleaves them.
@@ -132,11 +156,12 @@ fn interleaved(
     class_size: [usize; 2],
     regions: &Regions<'_>,
     sums: &[Sums<'_>],
+    weights: Weights<impl Fn(&mut [f32]) + Sync + Send>,
     grad_x: Target<'_>,
 ) {
     let channels = shape.group_in_channels();
     let class_width = class_size[1];
-    for_each_task(regions.count(), |task| {
+    regions.for_each_task(regions.count(), weights, |weights, task| {
         let region = regions.region(task);
         let count = region.images.len() * region.rows.len() * class_width;
         let compute = |buffer: &mut [f32], Lists { columns, .. }: &mut Lists| {
@@ -152,7 +177,7 @@ fn interleaved(
             #[allow(unsafe_code, reason = "the buffer is this task's own")]
             // SAFETY: the buffer is borrowed mutably here, so nobody else uses it; classes have their own parts.
             unsafe {
-                regions.run(&region, 0..RowPanels::new(channels).count(), sums, &outputs);
+                regions.run(&region, 0..RowPanels::new(channels).count(), weights, sums, &outputs);
             }
             for (sums, part) in sums.iter().zip(buffer.chunks_exact_mut(channels * count)) {
                 if sums.taps.is_empty() {

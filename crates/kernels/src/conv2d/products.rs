@@ -9,10 +9,10 @@
 use std::ops::Range;
 
 use super::lowering::{AHEAD, Border, pack_pixels};
-use super::scratch::{Lists, with_buffer, with_lists};
+use super::scratch::{Buffer, Lists, with_buffer, with_lists};
 use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Rows, Run, Target};
 use crate::lanes::Instructions;
-use crate::parallel::{Shared, for_each_task};
+use crate::parallel::{Prepared, Shared, for_each_task};
 use crate::prefetch::prefetch;
 
 /// Output elements of a region at most, so that they stay in the second-level cache,
@@ -76,9 +76,16 @@ pub(super) struct Sums<'a> {
     pub(super) rows: usize,
     /// Where the taps lie in the copy.
     pub(super) taps: Vec<usize>,
-    /// Packed by [`Regions::pack_weights`].
-    pub(super) weights: &'a [f32],
+    /// Where its packed [`Weights`] begin.
+    pub(super) first_weight: usize,
     pub(super) bias: Option<&'a [f32]>,
+}
+
+/// The weights of all sums of a pass.
+pub(super) struct Weights<F> {
+    pub(super) len: usize,
+    /// Packs them, by [`Regions::pack_weights`].
+    pub(super) pack: F,
 }
 
 /// Where sums go: row r of pixel p is at `columns[p]` + r · `row_stride`.
@@ -199,13 +206,36 @@ impl<'a> Regions<'a> {
         });
     }
 
+    /// Runs `task(…, 0) … task(…, count - 1)` with packed weights; together they compute all outputs.
+    pub(super) fn for_each_task(
+        &self,
+        count: usize,
+        weights: Weights<impl Fn(&mut [f32]) + Sync + Send>,
+        task: impl Fn(&[f32], usize) + Sync + Send,
+    ) {
+        let bytes = weights.len * size_of::<f32>();
+        let prepared = Prepared { bytes, uses: self.planes.batch * self.out[0] * self.out[1] };
+        let prepare = || {
+            let mut packed = Buffer::take(weights.len);
+            (weights.pack)(&mut packed);
+            packed
+        };
+        prepared.for_each_task(count, prepare, |packed, number| task(packed, number));
+    }
+
     /// Computes all regions of `sums` into the channels from `first` on of a tensor with `channels` of them.
-    pub(super) fn fill(&self, sums: &Sums<'_>, [channels, first]: [usize; 2], elements: Target<'_>) {
+    pub(super) fn fill(
+        &self,
+        sums: &Sums<'_>,
+        weights: Weights<impl Fn(&mut [f32]) + Sync + Send>,
+        [channels, first]: [usize; 2],
+        elements: Target<'_>,
+    ) {
         let [height, width] = self.out;
         // Few pixels and many rows: the tasks share the rows out as well.
         let (regions, count) = (self.count(), sums.row_panels.count());
         let parts = 4usize.div_ceil(regions).min(count);
-        for_each_task(regions * parts, |task| {
+        self.for_each_task(regions * parts, weights, |weights, task| {
             let (region, part) = (self.region(task / parts), task % parts);
             let panels = part * count / parts..(part + 1) * count / parts;
             with_lists(|Lists { columns, .. }| {
@@ -218,7 +248,7 @@ impl<'a> Regions<'a> {
                 #[allow(unsafe_code, reason = "tasks compute disjoint parts of the output")]
                 // SAFETY: two tasks differ in their region or in their rows.
                 unsafe {
-                    self.run(&region, panels, std::slice::from_ref(sums), &[output]);
+                    self.run(&region, panels, weights, std::slice::from_ref(sums), &[output]);
                 }
             });
         });
@@ -229,10 +259,17 @@ impl<'a> Regions<'a> {
     /// # Safety
     /// Nobody else uses these rows and columns of the outputs meanwhile.
     #[allow(unsafe_code, reason = "hands its contract on")]
-    pub(super) unsafe fn run(&self, region: &Region, panels: Range<usize>, sums: &[Sums<'_>], outputs: &[Output<'_>]) {
+    pub(super) unsafe fn run(
+        &self,
+        region: &Region,
+        panels: Range<usize>,
+        weights: &[f32],
+        sums: &[Sums<'_>],
+        outputs: &[Output<'_>],
+    ) {
         with_lists(|lists| {
             // SAFETY: the contract is handed on unchanged.
-            unsafe { self.run_with(lists, region, panels, sums, outputs) }
+            unsafe { self.run_with(lists, region, panels, weights, sums, outputs) }
         });
     }
 
@@ -244,6 +281,7 @@ impl<'a> Regions<'a> {
         Lists { rows, sources, runs, panels: list, .. }: &mut Lists,
         region: &Region,
         panels: Range<usize>,
+        weights: &[f32],
         sums: &[Sums<'_>],
         outputs: &[Output<'_>],
     ) {
@@ -270,11 +308,12 @@ impl<'a> Regions<'a> {
                     for channel in 0..channels.len() {
                         rows.extend(sums.taps.iter().map(|tap| channel * self.channel_stride + tap));
                     }
+                    let weights = &weights[sums.first_weight..][..self.planes.channels * taps * sums.rows];
                     let multiply = |b: Columns<'_>| {
                         let block = Block {
                             row_panels: sums.row_panels,
                             panels: panels.clone(),
-                            a: Rows::Packed(&sums.weights[first * taps * sums.rows..channels.end * taps * sums.rows]),
+                            a: Rows::Packed(&weights[first * taps * sums.rows..channels.end * taps * sums.rows]),
                             b,
                             columns: output.columns,
                             row_stride: output.row_stride,

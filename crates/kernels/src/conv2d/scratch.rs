@@ -8,6 +8,7 @@
 //! task of a thin layer is only some microseconds long.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 
 use super::inner_products::Pairs;
 use crate::gemm::{Panel, Run};
@@ -70,21 +71,54 @@ const KEPT: usize = 8;
 const APART: usize = 1 << 10;
 const LEAST: usize = 1 << 16;
 
+/// Elements of any value, until it is dropped.
+pub(super) struct Buffer {
+    elements: Vec<f32>,
+    len: usize,
+}
+
+impl Buffer {
+    /// Of `len` elements.
+    pub(super) fn take(len: usize) -> Self {
+        let mut elements = POOL.with_borrow_mut(|pool| take(pool, len));
+        if elements.len() < len {
+            // The old contents are worthless: drop them first, so that they are not copied.
+            drop(std::mem::take(&mut elements));
+            elements = vec![0.0; len.max(LEAST) + APART];
+        }
+        Self { elements, len }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let elements = std::mem::take(&mut self.elements);
+        // While the thread ends, its pool may be gone: then the memory is freed.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < KEPT {
+                pool.push(elements);
+            }
+        });
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.elements[..self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.elements[..self.len]
+    }
+}
+
 /// Runs `body` with a buffer of `len` elements of any value.
 pub(super) fn with_buffer<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut buffer = POOL.with_borrow_mut(|pool| take(pool, len));
-    if buffer.len() < len {
-        // The old contents are worthless: drop them first, so that they are not copied.
-        drop(std::mem::take(&mut buffer));
-        buffer = vec![0.0; len.max(LEAST) + APART];
-    }
-    let result = body(&mut buffer[..len]);
-    POOL.with_borrow_mut(|pool| {
-        if pool.len() < KEPT {
-            pool.push(buffer);
-        }
-    });
-    result
+    body(&mut Buffer::take(len))
 }
 
 /// The smallest buffer that is long enough, else the longest, else an empty one.

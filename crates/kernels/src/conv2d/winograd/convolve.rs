@@ -1,10 +1,11 @@
 //! The forward pass, and the backward pass to the input, which is the forward pass of another layer.
 //!
-//! Two ways to share out the work. *By tiles*: all weights are transformed first, then each task takes some strips
-//! through the three steps; the transformed tiles stay in its cache. *By filters*: the tiles are transformed first,
-//! then each task takes a block of 16 output channels through, transforming its weights on the way; for layers with
-//! so many weights that their transforms would not stay in any cache. Either way the work memory is bounded, and a sum
-//! over input channels is made in one task, in order.
+//! Two ways to share out the work. *By tiles*: all weights are transformed first, mostly by each thread for itself, then
+//! each task takes some strips through the three steps; the transformed tiles stay in its cache. *By filters*, for layers
+//! with so many weights that their transforms would not stay in any cache: the tiles are transformed first, then some
+//! blocks of 16 output channels at a time are taken through, their weights transformed on the way; where there are many
+//! tiles, each thread does so with some of its own, else the threads share the tiles and take different output channels.
+//! Either way the work memory is bounded, and a sum over input channels is made in one task, in order.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -17,7 +18,7 @@ use super::points::Variant;
 use super::product::TileProducts;
 use super::scratch::Scratch;
 use super::transform::{Filters, FromTiles, Maps, ToTiles, planes};
-use crate::parallel::{Shared, for_each_task};
+use crate::parallel::{Prepared, Shared, for_each_task, for_each_task_if};
 
 /// Blocks between two planes beyond what they hold: planes a power of two apart would fall on the same cache lines.
 pub(super) const SKEW: usize = 1;
@@ -72,16 +73,21 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let filters_stride = in_blocks * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
-        let mut filters = Scratch::take(out_blocks * filters_len);
-        let shared = Shared::new(&mut filters);
-        for_each_task(out_blocks, |block| {
-            #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-            // SAFETY: each block of output channels has its own part.
-            let transformed = unsafe { shared.part(block * filters_len, filters_len) };
-            self.transform_filters(block, 0..in_blocks, filters_stride, transformed);
-        });
-        let filters = &filters[..];
-
+        let transform = || {
+            let mut filters = Scratch::take(out_blocks * filters_len);
+            let shared = Shared::new(&mut filters);
+            for_each_task(out_blocks, |block| {
+                #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+                // SAFETY: each block of output channels has its own part.
+                let transformed = unsafe { shared.part(block * filters_len, filters_len) };
+                self.transform_filters(block, 0..in_blocks, filters_stride, transformed);
+            });
+            filters
+        };
+        let transformed = Prepared {
+            bytes: size_of::<Block>() * out_blocks * filters_len,
+            uses: self.grid.strips * self.grid.strip_tiles(),
+        };
         // So many tiles per task that V and M stay in the second-level cache, or little more: that each task reads all the
         // weights costs less. Four tasks at least, and an even number of nearly equal ones.
         let wanted = (64 / in_blocks).max(16);
@@ -91,7 +97,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let values_stride = in_blocks * tiles_stride + SKEW;
         let products_stride = tiles_stride + SKEW;
         let group = GROUP.min(out_blocks);
-        for_each_task(tasks, |task| {
+        transformed.for_each_task(tasks, transform, |filters, task| {
             let strips = task * strips / tasks..(task + 1) * strips / tasks;
             let mut values = Scratch::take(A * A * values_stride);
             let shared = Shared::new(&mut values);
@@ -127,8 +133,14 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let strip_tiles = self.grid.strip_tiles();
         let limits = self.settings.limits;
-        // Many tiles at a time, because the weights are transformed each time.
-        let at_once = (limits.round_tiles / strip_tiles).clamp(1, self.grid.strips);
+        // Many tiles at a time, because the weights are transformed each time; each thread has its own where their transforms
+        // stay in a cache and are much beside those of all the weights.
+        let threads = rayon::current_num_threads();
+        let rounds = |strips: usize| (limits.round_tiles / strip_tiles).clamp(1, strips);
+        let own = rounds(self.grid.strips.div_ceil(threads));
+        let apart = self.grid.strips * strip_tiles >= limits.own_round_tiles * threads
+            && A * A * in_blocks * own * strip_tiles <= limits.own_round_blocks;
+        let at_once = if apart { own } else { rounds(self.grid.strips) };
         let tiles_stride = at_once * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
         let products_stride = tiles_stride + SKEW;
@@ -139,16 +151,17 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let part = (limits.part_blocks * group).min(in_blocks);
         let filters_stride = part * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
-        let mut values = Scratch::take(A * A * values_stride);
-        for first in (0..self.grid.strips).step_by(at_once) {
+        for_each_task_if(apart, self.grid.strips.div_ceil(at_once), |round| {
+            let first = round * at_once;
             let strips = first..(first + at_once).min(self.grid.strips);
+            let mut values = Scratch::take(A * A * values_stride);
             let shared = Shared::new(&mut values);
-            for_each_task(strips.len() * in_blocks, |task| {
+            for_each_task_if(!apart, strips.len() * in_blocks, |task| {
                 let (place, block) = (task / in_blocks, task % in_blocks);
                 self.transform_strip(first + place, block, &shared, values_stride, tiles_stride, place);
             });
             let values = &values[..];
-            for_each_task(out_blocks.div_ceil(group), |task| {
+            for_each_task_if(!apart, out_blocks.div_ceil(group), |task| {
                 let blocks = task * group..((task + 1) * group).min(out_blocks);
                 let mut filters = Scratch::take(blocks.len() * filters_len);
                 let mut products = Scratch::take(blocks.len() * products_len);
@@ -174,7 +187,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 }
                 self.finish(strips.clone(), blocks.start, &products, products_stride);
             });
-        }
+        });
     }
 
     /// U from some blocks of input channels to one block of output channels.

@@ -181,8 +181,8 @@ fn any_instructions_agree_with_direct_sums() {
     }
 }
 
-/// As [`Limits::SMALL`], but every task has sums of its own.
-const SMALL_OWN_SUMS: Limits = Limits { own_sum_blocks: usize::MAX, ..Limits::SMALL };
+/// As [`Limits::SMALL`], but every task has sums of its own, and no thread rounds of its own.
+const SMALL_OWN_SUMS: Limits = Limits { own_sum_blocks: usize::MAX, own_round_blocks: 0, ..Limits::SMALL };
 
 #[test]
 fn little_work_memory_gives_the_same_results() {

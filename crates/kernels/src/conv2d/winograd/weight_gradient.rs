@@ -3,24 +3,28 @@
 //! With Y = Aᵀ M A and M = U ⊙ V a loss with gradient ∂Y has ∂M = A ∂Y Aᵀ, ∂U = Σ over tiles of ∂M ⊙ V and
 //! ∂g = Gᵀ ∂U G: the adjoint of the forward pass, with the same points.
 //!
-//! Two ways to share out the work. *By strips*, where there are so few channels that each task can hold sums ∂U of its
-//! own: it takes its strips through the transforms and the sums, all in its cache, and the tasks' sums are added in
-//! order. *By filters*: tiles are taken some hundred at a time, their transforms are made in parallel, then each task
+//! Two ways to share out the work. *By strips*, where each task can hold sums ∂U of its own, because there are few
+//! channels, or many tiles for it: it takes its strips through the transforms and the sums, and the tasks' ∂g, a quarter
+//! of ∂U, are added in order. *By filters*: tiles are taken some hundred at a time, their transforms are made in parallel, then each task
 //! adds up a block of output channels (times some blocks of input channels), tiles in order.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::super::scratch::Buffer;
 use super::Settings;
 use super::blocks::{Block, CHANNELS};
 use super::convolve::SKEW;
 use super::grid::{Grid, Layer};
+use super::limits::Limits;
 use super::points::Variant;
 use super::product::FilterSums;
 use super::scratch::Scratch;
 use super::transform::{FilterGradients, Maps, ToTiles, planes};
 use crate::parallel::{Shared, for_each_task};
 
+/// Elements of the gradient that a task adds up, at least.
+const ADDED: usize = 4096;
 /// Blocks of output channels that read the same transformed inputs together, at most.
 const GROUP: usize = 8;
 /// Up to so many tiles are few: to read them more often costs less than sums that leave the cache,
@@ -77,7 +81,7 @@ pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A
         grad_weight: Shared::new(grad_weight),
         variant: PhantomData,
     };
-    if A * A * CHANNELS * layer.in_blocks() * layer.out_blocks() <= settings.limits.own_sum_blocks {
+    if pass.own_sums() {
         pass.by_strips();
     } else {
         pass.by_filters();
@@ -85,11 +89,26 @@ pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A
 }
 
 impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass<'_, V, M, IN, A> {
+    /// Whether a task's sums are small, or little beside its transformed tiles.
+    fn own_sums(&self) -> bool {
+        let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
+        let sums = CHANNELS * in_blocks * out_blocks;
+        let tiles = (in_blocks + out_blocks) * self.grid.strips * self.grid.strip_tiles() / self.tasks();
+        let Limits { own_sum_blocks, most_own_sum_blocks, .. } = self.settings.limits;
+        A * A * sums <= own_sum_blocks || (A * A * sums <= most_own_sum_blocks && 3 * tiles >= 4 * sums)
+    }
+
+    /// Tasks with sums of their own.
+    fn tasks(&self) -> usize {
+        let strips = self.grid.strips;
+        (strips * self.grid.strip_tiles() / self.settings.limits.tiles_of_own_sums).clamp(4, 16).min(strips)
+    }
+
     fn by_strips(&self) {
         let Self { layer, grid, settings: Settings { instructions, limits }, .. } = *self;
         let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
         let (strips, strip_tiles) = (grid.strips, grid.strip_tiles());
-        let tasks = (strips * strip_tiles / limits.tiles_of_own_sums).clamp(4, 16).min(strips);
+        let tasks = self.tasks();
         let at_once = limits.own_tile_blocks / (A * A * (in_blocks + out_blocks)) / strip_tiles;
         let at_once = at_once.clamp(1, strips.div_ceil(tasks));
         let tiles_stride = at_once * strip_tiles;
@@ -97,15 +116,15 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let gradients_stride = out_blocks * tiles_stride + SKEW;
         let sums_stride = CHANNELS * in_blocks + SKEW;
         let block_len = A * A * sums_stride;
-        let mut all_sums = Scratch::take(tasks * out_blocks * block_len);
-        let all_sums = Shared::new(&mut all_sums);
+        // The first task writes to the result, the others to memory of their own.
+        let gradient_len = 9 * layer.in_channels * layer.out_channels;
+        let mut others = Buffer::take((tasks - 1) * gradient_len);
+        let shared = Shared::new(&mut others);
         for_each_task(tasks, |task| {
             let strips = task * strips / tasks..(task + 1) * strips / tasks;
             let mut values = Scratch::take(A * A * values_stride);
             let mut gradients = Scratch::take(A * A * gradients_stride);
-            #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-            // SAFETY: each task has its own part.
-            let sums = unsafe { all_sums.part(task * out_blocks * block_len, out_blocks * block_len) };
+            let mut sums = Scratch::take(out_blocks * block_len);
             for first in strips.clone().step_by(at_once) {
                 let round = first..(first + at_once).min(strips.end);
                 let shared = [Shared::new(&mut values), Shared::new(&mut gradients)];
@@ -130,25 +149,26 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     tiles: round.len() * strip_tiles,
                     in_channels: layer.in_channels,
                     out_channels: layer.out_channels,
-                    sums,
+                    sums: &mut sums,
                     sums_stride,
                     add: first > strips.start,
                 });
             }
-        });
-        for_each_task(out_blocks, |out_block| {
-            #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-            // SAFETY: each block of output channels has its own part of every task's sums.
-            let part = |task: usize| unsafe { all_sums.part((task * out_blocks + out_block) * block_len, block_len) };
-            let sums = part(0);
-            for task in 1..tasks {
-                for (sum, other) in sums.iter_mut().zip(&*part(task)) {
-                    for lane in 0..CHANNELS {
-                        sum.0[lane] += other.0[lane];
-                    }
-                }
+            let gradient = if task == 0 { self.grad_weight } else { shared.after((task - 1) * gradient_len) };
+            for (out_block, sums) in sums.chunks_exact(block_len).enumerate() {
+                self.transform_sums(sums, sums_stride, out_block, 0..in_blocks, gradient);
             }
-            self.transform_sums(sums, sums_stride, out_block, 0..in_blocks);
+        });
+        let part = gradient_len.div_ceil(4).max(ADDED);
+        let others = &others[..];
+        for_each_task(gradient_len.div_ceil(part), |task| {
+            let place = task * part..((task + 1) * part).min(gradient_len);
+            #[allow(unsafe_code, reason = "tasks write disjoint parts")]
+            // SAFETY: each task has its own part.
+            let sums = unsafe { self.grad_weight.part(place.start, place.len()) };
+            for other in others.chunks_exact(gradient_len) {
+                sums.iter_mut().zip(&other[place.clone()]).for_each(|(sum, value)| *sum += value);
+            }
         });
     }
 
@@ -265,7 +285,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 if strips.end == self.grid.strips {
                     for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
                         let in_blocks = in_blocks.start + part.start..in_blocks.start + part.end;
-                        self.transform_sums(sums, sums_stride, out_block, in_blocks);
+                        self.transform_sums(sums, sums_stride, out_block, in_blocks, self.grad_weight);
                     }
                 }
             });
@@ -273,14 +293,21 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
     }
 
     /// ∂g of the channels whose sums ∂U these are; no two calls that run at once share (output block, input blocks).
-    fn transform_sums(&self, sums: &[Block], stride: usize, out_block: usize, in_blocks: Range<usize>) {
+    fn transform_sums(
+        &self,
+        sums: &[Block],
+        stride: usize,
+        out_block: usize,
+        in_blocks: Range<usize>,
+        grad_weight: Shared<'_, f32>,
+    ) {
         self.settings.instructions.run(FilterGradients::<V::FilterGradient, A> {
             sums,
             stride,
             layer: self.layer,
             out_block,
             in_blocks,
-            grad_weight: self.grad_weight,
+            grad_weight,
             transform: PhantomData,
         });
     }
