@@ -21,14 +21,14 @@ use super::points::Variant;
 use super::product::FilterSums;
 use super::scratch::Scratch;
 use super::transform::{FilterGradients, Maps, ToTiles, planes};
-use crate::parallel::{Shared, for_each_task};
+use crate::parallel::{Shared, for_each_task, for_each_task_if};
 
 /// Elements of the gradient that a task adds up, at least.
 const ADDED: usize = 4096;
 /// Blocks of output channels that read the same transformed inputs together, at most.
 const GROUP: usize = 8;
 /// Up to so many tiles are few: to read them more often costs less than sums that leave the cache,
-const FEW_TILES: usize = 96;
+const FEW_TILES: usize = 128;
 /// and tasks have so many blocks of output and of input channels.
 const FEW_TILES_GROUP: usize = 4;
 /// Blocks of input channels that each reading of all transformed gradients has to be worth, where there are as many.
@@ -51,6 +51,19 @@ fn order(gradients: usize, inputs: usize) -> Vec<(Side, usize)> {
         Side::Inputs => block * gradients.max(1),
     });
     order
+}
+
+/// Some input channels of some strips.
+struct Part {
+    strips: Range<usize>,
+    /// Strips whose transforms are held at once.
+    at_once: usize,
+    /// Blocks of input channels.
+    in_blocks: Range<usize>,
+    /// Whether the output's gradients are still to be transformed.
+    transform: bool,
+    /// Whether the work is shared out between threads.
+    parallel: bool,
 }
 
 struct Pass<'a, V, const M: usize, const IN: usize, const A: usize> {
@@ -117,7 +130,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let sums_stride = CHANNELS * in_blocks + SKEW;
         let block_len = A * A * sums_stride;
         // The first task writes to the result, the others to memory of their own.
-        let gradient_len = 9 * layer.in_channels * layer.out_channels;
+        let gradient_len = self.gradient_len();
         let mut others = Buffer::take((tasks - 1) * gradient_len);
         let shared = Shared::new(&mut others);
         for_each_task(tasks, |task| {
@@ -159,49 +172,89 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 self.transform_sums(sums, sums_stride, out_block, 0..in_blocks, gradient);
             }
         });
-        let part = gradient_len.div_ceil(4).max(ADDED);
-        let others = &others[..];
-        for_each_task(gradient_len.div_ceil(part), |task| {
-            let place = task * part..((task + 1) * part).min(gradient_len);
+        self.add(&others);
+    }
+
+    /// Elements of the gradient.
+    fn gradient_len(&self) -> usize {
+        9 * self.layer.in_channels * self.layer.out_channels
+    }
+
+    /// Adds gradients to the result, in order.
+    fn add(&self, others: &[f32]) {
+        let len = self.gradient_len();
+        let part = len.div_ceil(4).max(ADDED);
+        for_each_task_if(!others.is_empty(), len.div_ceil(part), |task| {
+            let place = task * part..((task + 1) * part).min(len);
             #[allow(unsafe_code, reason = "tasks write disjoint parts")]
             // SAFETY: each task has its own part.
             let sums = unsafe { self.grad_weight.part(place.start, place.len()) };
-            for other in others.chunks_exact(gradient_len) {
+            for other in others.chunks_exact(len) {
                 sums.iter_mut().zip(&other[place.clone()]).for_each(|(sum, value)| *sum += value);
             }
         });
     }
 
     fn by_filters(&self) {
+        let Self { grid: Grid { strips, .. }, settings: Settings { limits, .. }, .. } = *self;
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
-        let (strips, strip_tiles) = (self.grid.strips, self.grid.strip_tiles());
+        let (sums, tiles) = (CHANNELS * in_blocks * out_blocks, strips.div_ceil(2) * self.grid.strip_tiles());
+        let halved = tiles >= limits.half_tiles
+            && A * A * sums <= limits.halved_sum_blocks
+            && A * A * tiles * (in_blocks + out_blocks) <= limits.half_tile_blocks;
+        let halves = if halved { strips.min(2) } else { 1 };
+        // One thread each, where there are no more.
+        let apart = rayon::current_num_threads() <= halves;
+        // The first writes to the result.
+        let mut other = Buffer::take((halves - 1) * self.gradient_len());
+        let shared = Shared::new(&mut other);
+        for_each_task(halves, |half| {
+            let strips = half * strips / halves..(half + 1) * strips / halves;
+            self.some_strips(strips, !apart, if half == 0 { self.grad_weight } else { shared });
+        });
+        self.add(&other);
+    }
+
+    /// Writes what some strips contribute to `grad_weight`.
+    fn some_strips(&self, strips: Range<usize>, parallel: bool, grad_weight: Shared<'_, f32>) {
+        let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
+        let strip_tiles = self.grid.strip_tiles();
         let limits = self.settings.limits;
         let (tile, least) = (A * A * (in_blocks + out_blocks), limits.gradient_round_tiles);
         let many_sums = A * A * CHANNELS * in_blocks * out_blocks > limits.many_sum_blocks;
         // Blocks of channels whose transforms of all tiles may be held.
-        let whole = limits.most_gradient_round_blocks / (A * A * strips * strip_tiles);
+        let whole = limits.most_gradient_round_blocks / (A * A * strips.len() * strip_tiles);
         // Input channels are taken in groups: as many as may be held beside all the gradients, which each group reads, or
         // as many whose sums may be held from round to round.
         let (at_once, group) = if many_sums && whole >= out_blocks + in_blocks.min(WHOLE_GROUP) {
-            (strips, whole - out_blocks)
+            (strips.len(), whole - out_blocks)
         } else {
             let most = if many_sums { limits.most_gradient_round_blocks } else { limits.gradient_round_blocks };
             let tiles = (most / tile).clamp(least, if many_sums { 2 * least } else { usize::MAX });
-            let at_once = (tiles / strip_tiles).clamp(1, strips);
-            (at_once, if at_once < strips { limits.sum_blocks / (A * A * CHANNELS * out_blocks) } else { in_blocks })
+            let at_once = (tiles / strip_tiles).clamp(1, strips.len());
+            (
+                at_once,
+                if at_once < strips.len() { limits.sum_blocks / (A * A * CHANNELS * out_blocks) } else { in_blocks },
+            )
         };
         let groups = in_blocks.div_ceil(group.clamp(1, in_blocks));
         let gradients_stride = out_blocks * at_once * strip_tiles + SKEW;
         let mut gradients = Scratch::take(A * A * gradients_stride);
         for index in 0..groups {
-            let in_blocks = index * in_blocks / groups..(index + 1) * in_blocks / groups;
-            self.input_blocks(in_blocks, at_once, &mut gradients, index == 0 || at_once < strips);
+            let part = Part {
+                strips: strips.clone(),
+                at_once,
+                in_blocks: index * in_blocks / groups..(index + 1) * in_blocks / groups,
+                transform: index == 0 || at_once < strips.len(),
+                parallel,
+            };
+            self.run_part(&part, &mut gradients, grad_weight);
         }
     }
 
-    /// The gradient of the weights of some blocks of input channels; the transforms of `at_once` strips are held. Those
-    /// of the output's gradients are in `gradients` unless `transform` says that they are to be made.
-    fn input_blocks(&self, in_blocks: Range<usize>, at_once: usize, gradients: &mut [Block], transform: bool) {
+    /// Writes a part of the gradient of the weights.
+    fn run_part(&self, part: &Part, gradients: &mut [Block], grad_weight: Shared<'_, f32>) {
+        let &Part { strips: ref all_strips, at_once, ref in_blocks, transform, parallel } = part;
         let out_blocks = self.layer.out_blocks();
         let tiles_stride = at_once * self.grid.strip_tiles();
         let values_stride = in_blocks.len() * tiles_stride + SKEW;
@@ -211,7 +264,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         // Tasks have some blocks of both sides. Four tasks at least, where there are four pairs of blocks; they share out
         // the side with more blocks, so that those are read once and the others several times.
         // Few tiles: so few that the sums stay in the second-level cache until they are transformed.
-        let all_at_once = at_once == self.grid.strips;
+        let all_at_once = at_once == all_strips.len();
         let few = all_at_once && tiles_stride <= FEW_TILES;
         let shared_out = |blocks: usize| (blocks / 4).clamp(1, if few { FEW_TILES_GROUP } else { GROUP });
         let read_again = |blocks: usize, tasks: usize| {
@@ -233,10 +286,10 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let kept = Shared::new(&mut kept);
 
         let order = order(if transform { out_blocks } else { 0 }, in_blocks.len());
-        for first in (0..self.grid.strips).step_by(at_once) {
-            let strips = first..(first + at_once).min(self.grid.strips);
+        for first in all_strips.clone().step_by(at_once) {
+            let strips = first..(first + at_once).min(all_strips.end);
             let shared = [Shared::new(&mut values), Shared::new(gradients)];
-            for_each_task(strips.len() * order.len(), |task| {
+            for_each_task_if(parallel, strips.len() * order.len(), |task| {
                 let ((side, block), place) = (order[task / strips.len()], task % strips.len());
                 let first_tile = block * tiles_stride + place * self.grid.strip_tiles();
                 match side {
@@ -250,7 +303,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 }
             });
             let (values, gradients) = (&values[..], &*gradients);
-            for_each_task(groups * parts, |task| {
+            for_each_task_if(parallel, groups * parts, |task| {
                 let (index, part) =
                     if more_inputs { (task % groups, task / groups) } else { (task / parts, task % parts) };
                 let first_out = index * group;
@@ -280,12 +333,12 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     out_channels: self.layer.out_channels - first_out * CHANNELS,
                     sums,
                     sums_stride,
-                    add: first > 0,
+                    add: first > all_strips.start,
                 });
-                if strips.end == self.grid.strips {
+                if strips.end == all_strips.end {
                     for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
                         let in_blocks = in_blocks.start + part.start..in_blocks.start + part.end;
-                        self.transform_sums(sums, sums_stride, out_block, in_blocks, self.grad_weight);
+                        self.transform_sums(sums, sums_stride, out_block, in_blocks, grad_weight);
                     }
                 }
             });
