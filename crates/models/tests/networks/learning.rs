@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor};
-use dsd_models::{Mode, Segmenter};
+use dsd_models::{Mode, ModelConfig, Segmenter};
 
 use super::{Case, cases, images, labels, loss, values};
 
@@ -90,6 +90,12 @@ fn four_images_are_learnt_by_heart_by_every_other_variant_too() {
 
 fn learn(cases: impl Iterator<Item = Case>) {
     for mut case in cases {
+        // At half the width, `enet_pytorch` gets there from five or six of twelve seeds, as sums happen to be rounded; at
+        // its own, from each.
+        if let ModelConfig::Enet(mut settings) = case.config {
+            settings.width = 1.0;
+            case = Case::new(case.name, ModelConfig::Enet(settings));
+        }
         // Without dropout: what is tested is whether gradients lead to the minimum. Labels have the resolution of the
         // logits, so that every one can be met.
         case.set_dropout(0.0);
