@@ -93,19 +93,20 @@ impl Prepared {
     /// Uses for each thread but the first that make up for making it once more.
     const USES: usize = 16;
 
-    /// Runs `task(…, 0) … task(…, count - 1)`, each once, with what `prepare` makes; that is the same each time.
+    /// Runs `task(…, 0) … task(…, count - 1)`, each once, with what `prepare` makes; that is the same each time. `prepare` is
+    /// told whether it is for all threads, and may run in parallel.
     ///
     /// Each thread makes it for itself where that is little beside the tasks. It takes its share of the tasks in order, then
     /// what is left of the others'.
     pub(crate) fn for_each_task<T: Sync>(
         self,
         count: usize,
-        prepare: impl Fn() -> T + Sync + Send,
+        prepare: impl Fn(bool) -> T + Sync + Send,
         task: impl Fn(&T, usize) + Sync + Send,
     ) {
         let threads = rayon::current_num_threads().min(count).max(1);
         if self.bytes > Self::MOST_BYTES || self.uses < Self::USES * (threads - 1) {
-            let prepared = prepare();
+            let prepared = prepare(true);
             return for_each_task(count, |number| task(&prepared, number));
         }
         let share = |index: usize| index * count / threads..(index + 1) * count / threads;
@@ -118,7 +119,7 @@ impl Prepared {
             let mut prepared = None;
             for index in (thread..threads).chain(0..thread) {
                 while let Some(number) = take(index) {
-                    task(prepared.get_or_insert_with(&prepare), number);
+                    task(prepared.get_or_insert_with(|| prepare(false)), number);
                 }
             }
         });
@@ -140,7 +141,7 @@ mod tests {
                 for count in [0, 1, 2, 3, 7, 100] {
                     let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                     let preparations = AtomicUsize::new(0);
-                    let prepare = || preparations.fetch_add(1, Ordering::Relaxed);
+                    let prepare = |_| preparations.fetch_add(1, Ordering::Relaxed);
                     pool.install(|| {
                         prepared.for_each_task(count, prepare, |&number, task| {
                             assert!(number < most);

@@ -49,7 +49,7 @@ pub(super) fn forward(
             }
             pack_panel(&slices[..height], out);
         };
-        let pack = |packed: &mut [f32]| regions.pack_weights((rows, taps.len()), packed, fill);
+        let pack = |packed: &mut [f32], parallel| regions.pack_weights((rows, taps.len()), (packed, parallel), fill);
         let bias = bias.map(|bias| &bias[group * rows..(group + 1) * rows]);
         let offsets = regions.tap_offsets(taps.iter().copied());
         let sums = Sums { instructions, row_panels, rows, taps: offsets, first_weight: 0, bias };

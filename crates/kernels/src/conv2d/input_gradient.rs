@@ -90,11 +90,11 @@ pub(super) fn backward_input(
         };
         let reading = Reading { before, stride: [1, 1], out: class_size, taps: &all_taps };
         let regions = Regions::for_products(planes, reading, rows, most_taps);
-        let pack = |packed: &mut [f32]| {
+        let pack = |packed: &mut [f32], parallel| {
             for class in &classes {
                 let taps = class.taps.len();
                 let packed = &mut packed[class.start * rows..(class.start + taps * channels) * rows];
-                regions.pack_weights((rows, taps), packed, |panel, block, out| {
+                regions.pack_weights((rows, taps), (packed, parallel), |panel, block, out| {
                     // Blocks are whole channels of the output.
                     let first = group * channels + block.start / taps;
                     let weights = weight[first * rows * shape.taps()..].chunks_exact(rows * shape.taps());
@@ -156,7 +156,7 @@ fn interleaved(
     class_size: [usize; 2],
     regions: &Regions<'_>,
     sums: &[Sums<'_>],
-    weights: Weights<impl Fn(&mut [f32]) + Sync + Send>,
+    weights: Weights<impl Fn(&mut [f32], bool) + Sync + Send>,
     grad_x: Target<'_>,
 ) {
     let channels = shape.group_in_channels();

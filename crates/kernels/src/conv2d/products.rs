@@ -12,7 +12,7 @@ use super::lowering::{AHEAD, Border, pack_pixels};
 use super::scratch::{Buffer, Lists, with_buffer, with_lists};
 use crate::gemm::{Block, Columns, PACKED_ROWS, PANEL_COLUMNS, RowPanels, Rows, Run, Target};
 use crate::lanes::Instructions;
-use crate::parallel::{Prepared, Shared, for_each_task};
+use crate::parallel::{Prepared, Shared, for_each_task_if};
 use crate::prefetch::prefetch;
 
 /// Output elements of a region at most, so that they stay in the second-level cache,
@@ -84,7 +84,7 @@ pub(super) struct Sums<'a> {
 /// The weights of all sums of a pass.
 pub(super) struct Weights<F> {
     pub(super) len: usize,
-    /// Packs them, by [`Regions::pack_weights`].
+    /// Packs them, in parallel or not, by [`Regions::pack_weights`].
     pub(super) pack: F,
 }
 
@@ -183,7 +183,7 @@ impl<'a> Regions<'a> {
     pub(super) fn pack_weights(
         &self,
         (rows, taps): (usize, usize),
-        packed: &mut [f32],
+        (packed, parallel): (&mut [f32], bool),
         fill: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
     ) {
         const PANELS_PER_TASK: usize = 4;
@@ -191,7 +191,7 @@ impl<'a> Regions<'a> {
         let depth = self.planes.channels * taps;
         let step = (self.block * taps).max(1);
         let packed = Shared::new(packed);
-        for_each_task(row_panels.count().div_ceil(PANELS_PER_TASK), |task| {
+        for_each_task_if(parallel, row_panels.count().div_ceil(PANELS_PER_TASK), |task| {
             for index in task * PANELS_PER_TASK..((task + 1) * PANELS_PER_TASK).min(row_panels.count()) {
                 let panel = row_panels.rows(index);
                 for start in (0..depth).step_by(step) {
@@ -210,14 +210,14 @@ impl<'a> Regions<'a> {
     pub(super) fn for_each_task(
         &self,
         count: usize,
-        weights: Weights<impl Fn(&mut [f32]) + Sync + Send>,
+        weights: Weights<impl Fn(&mut [f32], bool) + Sync + Send>,
         task: impl Fn(&[f32], usize) + Sync + Send,
     ) {
         let bytes = weights.len * size_of::<f32>();
         let prepared = Prepared { bytes, uses: self.planes.batch * self.out[0] * self.out[1] };
-        let prepare = || {
+        let prepare = |parallel| {
             let mut packed = Buffer::take(weights.len);
-            (weights.pack)(&mut packed);
+            (weights.pack)(&mut packed, parallel);
             packed
         };
         prepared.for_each_task(count, prepare, |packed, number| task(packed, number));
@@ -227,7 +227,7 @@ impl<'a> Regions<'a> {
     pub(super) fn fill(
         &self,
         sums: &Sums<'_>,
-        weights: Weights<impl Fn(&mut [f32]) + Sync + Send>,
+        weights: Weights<impl Fn(&mut [f32], bool) + Sync + Send>,
         [channels, first]: [usize; 2],
         elements: Target<'_>,
     ) {

@@ -4,7 +4,7 @@
 //! each task takes some strips through the three steps; the transformed tiles stay in its cache. *By filters*, for layers
 //! with so many weights that their transforms would not stay in any cache: the tiles are transformed first, then some
 //! blocks of 16 output channels at a time are taken through, their weights transformed on the way; where there are many
-//! tiles, each thread does so with some of its own, else the threads share the tiles and take different output channels.
+//! tiles, each thread does so with some of its own, else the threads take different output channels of all tiles.
 //! Either way the work memory is bounded, and a sum over input channels is made in one task, in order.
 
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use super::points::Variant;
 use super::product::TileProducts;
 use super::scratch::Scratch;
 use super::transform::{Filters, FromTiles, Maps, ToTiles, planes};
-use crate::parallel::{Prepared, Shared, for_each_task, for_each_task_if};
+use crate::parallel::{Prepared, Shared, for_each_task_if};
 
 /// Blocks between two planes beyond what they hold: planes a power of two apart would fall on the same cache lines.
 pub(super) const SKEW: usize = 1;
@@ -73,10 +73,10 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let filters_stride = in_blocks * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
-        let transform = || {
+        let transform = |parallel| {
             let mut filters = Scratch::take(out_blocks * filters_len);
             let shared = Shared::new(&mut filters);
-            for_each_task(out_blocks, |block| {
+            for_each_task_if(parallel, out_blocks, |block| {
                 #[allow(unsafe_code, reason = "tasks write disjoint parts")]
                 // SAFETY: each block of output channels has its own part.
                 let transformed = unsafe { shared.part(block * filters_len, filters_len) };
@@ -154,14 +154,16 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         for_each_task_if(apart, self.grid.strips.div_ceil(at_once), |round| {
             let first = round * at_once;
             let strips = first..(first + at_once).min(self.grid.strips);
-            let mut values = Scratch::take(A * A * values_stride);
-            let shared = Shared::new(&mut values);
-            for_each_task_if(!apart, strips.len() * in_blocks, |task| {
-                let (place, block) = (task / in_blocks, task % in_blocks);
-                self.transform_strip(first + place, block, &shared, values_stride, tiles_stride, place);
-            });
-            let values = &values[..];
-            for_each_task_if(!apart, out_blocks.div_ceil(group), |task| {
+            let transform = |parallel| {
+                let mut values = Scratch::take(A * A * values_stride);
+                let shared = Shared::new(&mut values);
+                for_each_task_if(parallel, strips.len() * in_blocks, |task| {
+                    let (place, block) = (task / in_blocks, task % in_blocks);
+                    self.transform_strip(first + place, block, &shared, values_stride, tiles_stride, place);
+                });
+                values
+            };
+            let convolve = |values: &Scratch, task: usize| {
                 let blocks = task * group..((task + 1) * group).min(out_blocks);
                 let mut filters = Scratch::take(blocks.len() * filters_len);
                 let mut products = Scratch::take(blocks.len() * products_len);
@@ -186,7 +188,15 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     });
                 }
                 self.finish(strips.clone(), blocks.start, &products, products_stride);
-            });
+            };
+            let tasks = out_blocks.div_ceil(group);
+            if apart {
+                let values = transform(false);
+                (0..tasks).for_each(|task| convolve(&values, task));
+            } else {
+                let bytes = size_of::<Block>() * A * A * values_stride;
+                Prepared { bytes, uses: self.layer.out_channels }.for_each_task(tasks, transform, convolve);
+            }
         });
     }
 
