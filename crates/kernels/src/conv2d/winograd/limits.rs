@@ -30,9 +30,9 @@ pub(super) struct Limits {
     pub(super) tiles_of_own_sums: usize,
     /// and transformed tiles of inputs and gradients that it then holds at once.
     pub(super) own_tile_blocks: usize,
-    /// Tiles of each half of a pass where it has sums of its own,
-    pub(super) half_tiles: usize,
-    /// if the sums are no more than this, and its transformed tiles no more than that.
+    /// Tiles of a pass up to which each task takes all of them, and some channels.
+    pub(super) channel_tiles: usize,
+    /// Sums of a pass up to which each half of its tiles has its own, if its transformed tiles are no more than that.
     pub(super) halved_sum_blocks: usize,
     pub(super) half_tile_blocks: usize,
     /// Transformed tiles of inputs and gradients that are held at once where tasks share the sums,
@@ -62,7 +62,7 @@ impl Limits {
         most_own_sum_blocks: 5 * MEGABYTE,
         tiles_of_own_sums: 512,
         own_tile_blocks: MEGABYTE * 3 / 4,
-        half_tiles: 48,
+        channel_tiles: 256,
         halved_sum_blocks: 10 * MEGABYTE,
         half_tile_blocks: 10 * MEGABYTE,
         gradient_round_blocks: 3 * MEGABYTE,
@@ -86,7 +86,7 @@ impl Limits {
         most_own_sum_blocks: 0,
         tiles_of_own_sums: 5,
         own_tile_blocks: 0,
-        half_tiles: 0,
+        channel_tiles: 0,
         halved_sum_blocks: usize::MAX,
         half_tile_blocks: usize::MAX,
         gradient_round_blocks: 0,

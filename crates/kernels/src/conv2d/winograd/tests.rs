@@ -184,9 +184,12 @@ fn any_instructions_agree_with_direct_sums() {
 /// As [`Limits::SMALL`], but every task has sums of its own, and no thread rounds of its own.
 const SMALL_OWN_SUMS: Limits = Limits { own_sum_blocks: usize::MAX, own_round_blocks: 0, ..Limits::SMALL };
 
+/// As [`Limits::SMALL`], but every task of the gradient of the weights has some channels and all tiles.
+const SMALL_CHANNELS: Limits = Limits { channel_tiles: usize::MAX, ..Limits::SMALL };
+
 #[test]
 fn little_work_memory_gives_the_same_results() {
-    for limits in [Limits::SMALL, SMALL_OWN_SUMS] {
+    for limits in [Limits::SMALL, SMALL_OWN_SUMS, SMALL_CHANNELS] {
         check(Settings { limits, ..Settings::new() }, &ROWS, false);
     }
     let settings = Settings { limits: Limits::SMALL, ..Settings::new() };
@@ -199,7 +202,13 @@ fn gradients_that_are_transformed_once_serve_every_group_of_input_channels() {
     let row: Row = ([2, 290, 10, 13, 20], [1, 1], [1, 1]);
     let grid = Grid::new(&Layer::forward(&shape(row)), 4);
     let held = 6 * 6 * grid.strips * grid.strip_tiles() * (2 + 8);
-    let limits = Limits { many_sum_blocks: 0, most_gradient_round_blocks: held, ..Limits::DEFAULT };
+    let limits = Limits {
+        channel_tiles: 0,
+        halved_sum_blocks: 0,
+        many_sum_blocks: 0,
+        most_gradient_round_blocks: held,
+        ..Limits::DEFAULT
+    };
     for positive in [false, true] {
         check(Settings { limits, ..Settings::new() }, &[row], positive);
     }
@@ -211,7 +220,7 @@ fn one_thread_and_more_give_the_same_bits() {
     for &row in ROWS.iter().skip(6) {
         let shape = shape(row);
         let arguments = arguments(&shape, false);
-        for limits in [Limits::DEFAULT, Limits::SMALL, SMALL_OWN_SUMS] {
+        for limits in [Limits::DEFAULT, Limits::SMALL, SMALL_OWN_SUMS, SMALL_CHANNELS] {
             let settings = Settings { limits, ..Settings::new() };
             for (tile, _) in TILES.into_iter().filter(|&(tile, _)| computes(tile, &shape)) {
                 let [one, two, three] =

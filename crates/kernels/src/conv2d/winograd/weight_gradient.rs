@@ -3,10 +3,12 @@
 //! With Y = Aᵀ M A and M = U ⊙ V a loss with gradient ∂Y has ∂M = A ∂Y Aᵀ, ∂U = Σ over tiles of ∂M ⊙ V and
 //! ∂g = Gᵀ ∂U G: the adjoint of the forward pass, with the same points.
 //!
-//! Two ways to share out the work. *By strips*, where each task can hold sums ∂U of its own, because there are few
+//! Three ways to share out the work. *By strips*, where each task can hold sums ∂U of its own, because there are few
 //! channels, or many tiles for it: it takes its strips through the transforms and the sums, and the tasks' ∂g, a quarter
-//! of ∂U, are added in order. *By filters*: tiles are taken some hundred at a time, their transforms are made in parallel, then each task
-//! adds up a block of output channels (times some blocks of input channels), tiles in order.
+//! of ∂U, are added in order. *By channels*, where there are few tiles: each task takes some channels of the side with
+//! more of them through all steps, with all transforms of the other side, which mostly each thread makes for itself.
+//! *By filters*: tiles are taken some hundred at a time, or in two halves, their transforms are made in parallel, then
+//! each task adds up a block of output channels (times some blocks of input channels), tiles in order.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -21,16 +23,14 @@ use super::points::Variant;
 use super::product::FilterSums;
 use super::scratch::Scratch;
 use super::transform::{FilterGradients, Maps, ToTiles, planes};
-use crate::parallel::{Shared, for_each_task, for_each_task_if};
+use crate::parallel::{Prepared, Shared, for_each_task, for_each_task_if};
 
 /// Elements of the gradient that a task adds up, at least.
 const ADDED: usize = 4096;
 /// Blocks of output channels that read the same transformed inputs together, at most.
 const GROUP: usize = 8;
-/// Up to so many tiles are few: to read them more often costs less than sums that leave the cache,
-const FEW_TILES: usize = 128;
-/// and tasks have so many blocks of output and of input channels.
-const FEW_TILES_GROUP: usize = 4;
+/// Blocks of output and of input channels whose sums stay in the second-level cache until they are transformed.
+const SQUARE: usize = 4;
 /// Blocks of input channels that each reading of all transformed gradients has to be worth, where there are as many.
 const WHOLE_GROUP: usize = 8;
 
@@ -96,6 +96,8 @@ pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A
     };
     if pass.own_sums() {
         pass.by_strips();
+    } else if pass.grid.strips * pass.grid.strip_tiles() <= settings.limits.channel_tiles {
+        pass.by_channels();
     } else {
         pass.by_filters();
     }
@@ -195,12 +197,82 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         });
     }
 
+    /// Each task takes some channels of one side, and all of the other.
+    fn by_channels(&self) {
+        let Self { layer, grid, settings: Settings { instructions, .. }, .. } = *self;
+        let (in_blocks, out_blocks) = (layer.in_blocks(), layer.out_blocks());
+        let (strips, tiles) = (grid.strips, grid.strips * grid.strip_tiles());
+        let more_inputs = in_blocks > out_blocks;
+        let (sides, [more, fewer]) = if more_inputs {
+            ([Side::Inputs, Side::Gradients], [in_blocks, out_blocks])
+        } else {
+            ([Side::Gradients, Side::Inputs], [out_blocks, in_blocks])
+        };
+        // The tiles of some blocks of channels of a side, and the distance of two planes of them.
+        let transform = |side, blocks: Range<usize>, parallel| {
+            let stride = blocks.len() * tiles + SKEW;
+            let mut transformed = Scratch::take(A * A * stride);
+            let shared = Shared::new(&mut transformed);
+            for_each_task_if(parallel, blocks.len() * strips, |task| {
+                let (place, strip) = (task / strips, task % strips);
+                let (block, first) = (blocks.start + place, place * tiles + strip * grid.strip_tiles());
+                match side {
+                    Side::Gradients => self.transform_gradients(strip, block, &shared, stride, first),
+                    Side::Inputs => self.transform_inputs(strip, block, &shared, stride, first),
+                }
+            });
+            (transformed, stride)
+        };
+        // Four tasks at least, of nearly equal size, and as many for each thread.
+        let tasks = more.div_ceil(SQUARE).max(4).next_multiple_of(rayon::current_num_threads()).min(more);
+        let prepared = Prepared { bytes: size_of::<Block>() * A * A * fewer * tiles, uses: more * CHANNELS };
+        prepared.for_each_task(
+            tasks,
+            |parallel| transform(sides[1], 0..fewer, parallel),
+            |others, task| {
+                let of_task = task * more / tasks..(task + 1) * more / tasks;
+                let own = transform(sides[0], of_task.clone(), false);
+                let sums_stride = CHANNELS * if more_inputs { of_task.len() } else { SQUARE.min(fewer) } + SKEW;
+                let block_len = A * A * sums_stride;
+                let mut sums = Scratch::take(SQUARE * block_len);
+                for first in (0..fewer).step_by(SQUARE) {
+                    let group = first..(first + SQUARE).min(fewer);
+                    let others = (&others.0[first * tiles..], others.1);
+                    let own = (&own.0[..], own.1);
+                    let ((values, values_stride), (gradients, gradients_stride), in_blocks, out_blocks) = if more_inputs
+                    {
+                        (own, others, of_task.clone(), group)
+                    } else {
+                        (others, own, group, of_task.clone())
+                    };
+                    let sums = &mut sums[..out_blocks.len() * block_len];
+                    instructions.run_products(FilterSums {
+                        planes: A * A,
+                        gradients,
+                        gradients_stride,
+                        values,
+                        values_stride,
+                        tiles_stride: tiles,
+                        tiles,
+                        in_channels: layer.in_channels.min(in_blocks.end * CHANNELS) - in_blocks.start * CHANNELS,
+                        out_channels: layer.out_channels - out_blocks.start * CHANNELS,
+                        sums,
+                        sums_stride,
+                        add: false,
+                    });
+                    for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
+                        self.transform_sums(sums, sums_stride, out_block, in_blocks.clone(), self.grad_weight);
+                    }
+                }
+            },
+        );
+    }
+
     fn by_filters(&self) {
         let Self { grid: Grid { strips, .. }, settings: Settings { limits, .. }, .. } = *self;
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
         let (sums, tiles) = (CHANNELS * in_blocks * out_blocks, strips.div_ceil(2) * self.grid.strip_tiles());
-        let halved = tiles >= limits.half_tiles
-            && A * A * sums <= limits.halved_sum_blocks
+        let halved = A * A * sums <= limits.halved_sum_blocks
             && A * A * tiles * (in_blocks + out_blocks) <= limits.half_tile_blocks;
         let halves = if halved { strips.min(2) } else { 1 };
         // One thread each, where there are no more.
@@ -263,13 +335,9 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
 
         // Tasks have some blocks of both sides. Four tasks at least, where there are four pairs of blocks; they share out
         // the side with more blocks, so that those are read once and the others several times.
-        // Few tiles: so few that the sums stay in the second-level cache until they are transformed.
         let all_at_once = at_once == all_strips.len();
-        let few = all_at_once && tiles_stride <= FEW_TILES;
-        let shared_out = |blocks: usize| (blocks / 4).clamp(1, if few { FEW_TILES_GROUP } else { GROUP });
-        let read_again = |blocks: usize, tasks: usize| {
-            blocks.div_ceil(4usize.div_ceil(tasks)).min(if few { FEW_TILES_GROUP } else { usize::MAX })
-        };
+        let shared_out = |blocks: usize| (blocks / 4).clamp(1, GROUP);
+        let read_again = |blocks: usize, tasks: usize| blocks.div_ceil(4usize.div_ceil(tasks));
         let more_inputs = in_blocks.len() > out_blocks;
         let (group, per_task) = if more_inputs {
             let per_task = shared_out(in_blocks.len());
