@@ -94,7 +94,7 @@ impl Prepared {
     const USES: usize = 16;
 
     /// Runs `task(…, 0) … task(…, count - 1)`, each once, with what `prepare` makes; that is the same each time. `prepare` is
-    /// told whether it is for all threads, and may run in parallel.
+    /// told whether it is for all threads and so may run in parallel.
     ///
     /// Each thread makes it for itself where that is little beside the tasks. It takes its share of the tasks in order, then
     /// what is left of the others'.
@@ -137,11 +137,16 @@ mod tests {
         let large = Prepared { bytes: 1 << 30, uses: 1000 };
         for threads in 1..5 {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            for (prepared, most) in [(few_uses, 1), (many_uses, threads), (large, 1)] {
+            for (prepared, most, in_parallel) in
+                [(few_uses, 1, threads > 1), (many_uses, threads, false), (large, 1, true)]
+            {
                 for count in [0, 1, 2, 3, 7, 100] {
                     let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                     let preparations = AtomicUsize::new(0);
-                    let prepare = |_| preparations.fetch_add(1, Ordering::Relaxed);
+                    let prepare = |parallel| {
+                        assert_eq!(parallel, in_parallel && (prepared.bytes > 1 || count > 1));
+                        preparations.fetch_add(1, Ordering::Relaxed)
+                    };
                     pool.install(|| {
                         prepared.for_each_task(count, prepare, |&number, task| {
                             assert!(number < most);
