@@ -95,8 +95,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let tasks = (strips * strip_tiles).div_ceil(wanted).max(4).next_multiple_of(2).min(strips);
         let tiles_stride = strips.div_ceil(tasks) * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
-        let products_stride = tiles_stride + SKEW;
         let group = GROUP.min(out_blocks);
+        let products_stride = group * tiles_stride + SKEW;
         transformed.for_each_task(tasks, transform, |filters, task| {
             let strips = task * strips / tasks..(task + 1) * strips / tasks;
             let mut values = Scratch::take(A * A * values_stride);
@@ -106,10 +106,9 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     self.transform_strip(strip, block, &shared, values_stride, tiles_stride, place);
                 }
             }
-            let mut products = Scratch::take(group * A * A * products_stride);
+            let mut products = Scratch::take(A * A * products_stride);
             for (index, filters) in filters.chunks(group * filters_len).enumerate() {
-                let blocks = filters.len() / filters_len;
-                let products = &mut products[..blocks * A * A * products_stride];
+                let blocks = index * group..index * group + filters.len() / filters_len;
                 self.settings.instructions.run_products(TileProducts {
                     planes: A * A,
                     values: &values,
@@ -119,12 +118,12 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     filters,
                     filters_stride,
                     in_channels: self.layer.in_channels,
-                    out_channels: self.layer.out_channels - index * group * CHANNELS,
-                    products,
+                    out_channels: self.layer.out_channels - blocks.start * CHANNELS,
+                    products: &mut products,
                     products_stride,
                     add: false,
                 });
-                self.finish(strips.clone(), index * group, products, products_stride);
+                self.finish(strips.clone(), blocks, &products, products_stride, tiles_stride);
             }
         });
     }
@@ -143,11 +142,10 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let at_once = if apart { own } else { rounds(self.grid.strips) };
         let tiles_stride = at_once * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
-        let products_stride = tiles_stride + SKEW;
-        let products_len = A * A * products_stride;
         // Weights are transformed part by part, so that they are still in the cache when they are multiplied.
         // Eight tasks, where each then has two blocks or more.
         let group = (out_blocks / 8).clamp(2, GROUP).min(out_blocks);
+        let products_stride = group * tiles_stride + SKEW;
         let part = (limits.part_blocks * group).min(in_blocks);
         let filters_stride = part * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
@@ -166,7 +164,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             let convolve = |values: &Scratch, task: usize| {
                 let blocks = task * group..((task + 1) * group).min(out_blocks);
                 let mut filters = Scratch::take(blocks.len() * filters_len);
-                let mut products = Scratch::take(blocks.len() * products_len);
+                let mut products = Scratch::take(A * A * products_stride);
                 for first in (0..in_blocks).step_by(part) {
                     let in_blocks = first..(first + part).min(in_blocks);
                     for (block, filters) in blocks.clone().zip(filters.chunks_exact_mut(filters_len)) {
@@ -187,7 +185,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                         add: first > 0,
                     });
                 }
-                self.finish(strips.clone(), blocks.start, &products, products_stride);
+                self.finish(strips.clone(), blocks, &products, products_stride, tiles_stride);
             };
             let tasks = out_blocks.div_ceil(group);
             if apart {
@@ -243,20 +241,27 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         });
     }
 
-    /// The outputs of some strips and of the blocks of output channels from `first_block` on whose products are given.
-    /// No two calls that run at once share a strip and a block.
-    fn finish(&self, strips: Range<usize>, first_block: usize, products: &[Block], products_stride: usize) {
+    /// The outputs of some strips and blocks of output channels, whose products are given: per plane (`stride`) blocks
+    /// (`tiles_stride`) of tiles. No two calls that run at once share a strip and a block.
+    fn finish(
+        &self,
+        strips: Range<usize>,
+        blocks: Range<usize>,
+        products: &[Block],
+        stride: usize,
+        tiles_stride: usize,
+    ) {
         let mut pixels = Scratch::take(A * self.grid.strip_width(M));
-        for (index, products) in products.chunks_exact(A * A * products_stride).enumerate() {
+        for (index, block) in blocks.enumerate() {
             for (place, strip) in strips.clone().enumerate() {
                 self.settings.instructions.run(FromTiles::<V::Output, A, M> {
                     products,
-                    stride: products_stride,
-                    first: place * self.grid.strip_tiles(),
+                    stride,
+                    first: index * tiles_stride + place * self.grid.strip_tiles(),
                     layer: self.layer,
                     grid: &self.grid,
                     strip: self.grid.strip(strip),
-                    block: first_block + index,
+                    block,
                     bias: self.bias,
                     pixels: &mut pixels,
                     output: self.y,

@@ -33,7 +33,7 @@ pub(super) struct TileProducts<'a> {
     pub(super) in_channels: usize,
     /// Output channels, as well.
     pub(super) out_channels: usize,
-    /// M: per block of output channels A×A planes (`products_stride`) of tiles.
+    /// M: per plane (`products_stride`) blocks of output channels (`tiles_stride`) of tiles.
     pub(super) products: &'a mut [Block],
     pub(super) products_stride: usize,
     /// Adds to the products instead of starting them.
@@ -52,10 +52,10 @@ impl ProductStage for TileProducts<'_> {
                 let values = &values[first..];
                 let tiles = cached.min(self.tiles - first);
                 let filters = self.filters.chunks_exact(self.planes * self.filters_stride);
-                let products = self.products.chunks_exact_mut(self.planes * self.products_stride);
-                for (block, (filters, products)) in filters.zip(products).enumerate() {
+                for (block, filters) in filters.enumerate() {
                     let filters = &filters[plane * self.filters_stride..][..self.in_channels];
-                    let products = &mut products[plane * self.products_stride + first..][..tiles];
+                    let products = plane * self.products_stride + block * self.tiles_stride + first;
+                    let products = &mut self.products[products..][..tiles];
                     match halves(self.out_channels - block * CHANNELS) {
                         1 => tile_products::<H>(values, self.tiles_stride, filters, products, self.add),
                         _ => tile_products::<V>(values, self.tiles_stride, filters, products, self.add),
@@ -166,8 +166,8 @@ pub(super) struct FilterSums<'a> {
     pub(super) in_channels: usize,
     /// Output channels, as well.
     pub(super) out_channels: usize,
-    /// Per block of output channels A×A planes (`sums_stride`) with 16 output channels of those blocks of
-    /// input channels.
+    /// Per plane (`sums_stride`) blocks of output channels, with 16 output channels of those blocks of input channels
+    /// each.
     pub(super) sums: &'a mut [Block],
     pub(super) sums_stride: usize,
     /// Adds to the sums instead of starting them.
@@ -178,6 +178,7 @@ impl ProductStage for FilterSums<'_> {
     #[inline(always)]
     fn run<V: Vector, H: Vector>(self) {
         let in_blocks = self.in_channels.div_ceil(CHANNELS);
+        let out_blocks = self.out_channels.div_ceil(CHANNELS);
         for plane in 0..self.planes {
             for first in (0..self.tiles).step_by(CHAIN) {
                 let tiles = CHAIN.min(self.tiles - first);
@@ -187,11 +188,11 @@ impl ProductStage for FilterSums<'_> {
                     let (values, next) = values[in_block * self.tiles_stride..].split_at(tiles);
                     // The tiles of the next block of input channels.
                     let next = next.get(self.tiles_stride - tiles..self.tiles_stride).unwrap_or(&[]);
-                    let sums = self.sums.chunks_exact_mut(self.planes * self.sums_stride);
-                    for (out_block, sums) in sums.enumerate() {
+                    let sums = &mut self.sums[plane * self.sums_stride..][..out_blocks * CHANNELS * in_blocks];
+                    for (out_block, sums) in sums.chunks_exact_mut(CHANNELS * in_blocks).enumerate() {
                         let gradients = plane * self.gradients_stride + out_block * self.tiles_stride + first;
                         let gradients = &self.gradients[gradients..][..tiles];
-                        let sums = &mut sums[plane * self.sums_stride + in_block..];
+                        let sums = &mut sums[in_block..];
                         let rows = CHANNELS.min(self.out_channels - out_block * CHANNELS);
                         let next = if out_block == 0 { next } else { &[] };
                         match halves(self.in_channels - in_block * CHANNELS) {

@@ -53,6 +53,11 @@ fn order(gradients: usize, inputs: usize) -> Vec<(Side, usize)> {
     order
 }
 
+/// How many of `all` channels some blocks have.
+fn channels(blocks: &Range<usize>, all: usize) -> usize {
+    all.min(blocks.end * CHANNELS) - blocks.start * CHANNELS
+}
+
 /// Some input channels of some strips.
 struct Part {
     strips: Range<usize>,
@@ -129,8 +134,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let tiles_stride = at_once * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
         let gradients_stride = out_blocks * tiles_stride + SKEW;
-        let sums_stride = CHANNELS * in_blocks + SKEW;
-        let block_len = A * A * sums_stride;
+        let sums_stride = out_blocks * CHANNELS * in_blocks + SKEW;
         // The first task writes to the result, the others to memory of their own.
         let gradient_len = self.gradient_len();
         let mut others = Buffer::take((tasks - 1) * gradient_len);
@@ -139,7 +143,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             let strips = task * strips / tasks..(task + 1) * strips / tasks;
             let mut values = Scratch::take(A * A * values_stride);
             let mut gradients = Scratch::take(A * A * gradients_stride);
-            let mut sums = Scratch::take(out_blocks * block_len);
+            let mut sums = Scratch::take(A * A * sums_stride);
             for first in strips.clone().step_by(at_once) {
                 let round = first..(first + at_once).min(strips.end);
                 let shared = [Shared::new(&mut values), Shared::new(&mut gradients)];
@@ -170,9 +174,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 });
             }
             let gradient = if task == 0 { self.grad_weight } else { shared.after((task - 1) * gradient_len) };
-            for (out_block, sums) in sums.chunks_exact(block_len).enumerate() {
-                self.transform_sums(sums, sums_stride, out_block, 0..in_blocks, gradient);
-            }
+            self.transform_sums(&sums, sums_stride, 0..out_blocks, 0..in_blocks, gradient);
         });
         self.add(&others);
     }
@@ -232,9 +234,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             |others, task| {
                 let of_task = task * more / tasks..(task + 1) * more / tasks;
                 let own = transform(sides[0], of_task.clone(), false);
-                let sums_stride = CHANNELS * if more_inputs { of_task.len() } else { SQUARE.min(fewer) } + SKEW;
-                let block_len = A * A * sums_stride;
-                let mut sums = Scratch::take(SQUARE * block_len);
+                let sums_stride = CHANNELS * of_task.len() * SQUARE.min(fewer) + SKEW;
+                let mut sums = Scratch::take(A * A * sums_stride);
                 for first in (0..fewer).step_by(SQUARE) {
                     let group = first..(first + SQUARE).min(fewer);
                     let others = (&others.0[first * tiles..], others.1);
@@ -245,7 +246,6 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     } else {
                         (others, own, group, of_task.clone())
                     };
-                    let sums = &mut sums[..out_blocks.len() * block_len];
                     instructions.run_products(FilterSums {
                         planes: A * A,
                         gradients,
@@ -254,15 +254,13 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                         values_stride,
                         tiles_stride: tiles,
                         tiles,
-                        in_channels: layer.in_channels.min(in_blocks.end * CHANNELS) - in_blocks.start * CHANNELS,
-                        out_channels: layer.out_channels - out_blocks.start * CHANNELS,
-                        sums,
+                        in_channels: channels(&in_blocks, layer.in_channels),
+                        out_channels: channels(&out_blocks, layer.out_channels),
+                        sums: &mut sums,
                         sums_stride,
                         add: false,
                     });
-                    for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
-                        self.transform_sums(sums, sums_stride, out_block, in_blocks.clone(), self.grad_weight);
-                    }
+                    self.transform_sums(&sums, sums_stride, out_blocks, in_blocks, self.grad_weight);
                 }
             },
         );
@@ -347,9 +345,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             (group, read_again(in_blocks.len(), out_blocks.div_ceil(group)))
         };
         let (groups, parts) = (out_blocks.div_ceil(group), in_blocks.len().div_ceil(per_task));
-        let sums_stride = CHANNELS * per_task + SKEW;
-        let block_len = A * A * sums_stride;
-        let sums_len = group * block_len;
+        let sums_stride = group * CHANNELS * per_task + SKEW;
+        let sums_len = A * A * sums_stride;
         let mut kept = Scratch::take(if all_at_once { 0 } else { groups * parts * sums_len });
         let kept = Shared::new(&mut kept);
 
@@ -377,15 +374,15 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 let first_out = index * group;
                 let out_blocks = first_out..(first_out + group).min(out_blocks);
                 let part = part * per_task..((part + 1) * per_task).min(in_blocks.len());
-                let len = out_blocks.len() * block_len;
-                let mut own = Scratch::take(if all_at_once { len } else { 0 });
+                let in_blocks = in_blocks.start + part.start..in_blocks.start + part.end;
+                let mut own = Scratch::take(if all_at_once { sums_len } else { 0 });
                 let sums = if all_at_once {
                     &mut own[..]
                 } else {
                     #[allow(unsafe_code, reason = "tasks write disjoint parts")]
                     // SAFETY: each task has its own part.
                     unsafe {
-                        kept.part(task * sums_len, len)
+                        kept.part(task * sums_len, sums_len)
                     }
                 };
                 self.settings.instructions.run_products(FilterSums {
@@ -396,41 +393,39 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     values_stride,
                     tiles_stride,
                     tiles: strips.len() * self.grid.strip_tiles(),
-                    in_channels: self.layer.in_channels.min((in_blocks.start + part.end) * CHANNELS)
-                        - (in_blocks.start + part.start) * CHANNELS,
-                    out_channels: self.layer.out_channels - first_out * CHANNELS,
+                    in_channels: channels(&in_blocks, self.layer.in_channels),
+                    out_channels: channels(&out_blocks, self.layer.out_channels),
                     sums,
                     sums_stride,
                     add: first > all_strips.start,
                 });
                 if strips.end == all_strips.end {
-                    for (out_block, sums) in out_blocks.zip(sums.chunks_exact(block_len)) {
-                        let in_blocks = in_blocks.start + part.start..in_blocks.start + part.end;
-                        self.transform_sums(sums, sums_stride, out_block, in_blocks, grad_weight);
-                    }
+                    self.transform_sums(sums, sums_stride, out_blocks, in_blocks, grad_weight);
                 }
             });
         }
     }
 
-    /// ∂g of the channels whose sums ∂U these are; no two calls that run at once share (output block, input blocks).
+    /// ∂g of the channels whose sums ∂U these are; no two calls that run at once share (output block, input block).
     fn transform_sums(
         &self,
         sums: &[Block],
         stride: usize,
-        out_block: usize,
+        out_blocks: Range<usize>,
         in_blocks: Range<usize>,
         grad_weight: Shared<'_, f32>,
     ) {
-        self.settings.instructions.run(FilterGradients::<V::FilterGradient, A> {
-            sums,
-            stride,
-            layer: self.layer,
-            out_block,
-            in_blocks,
-            grad_weight,
-            transform: PhantomData,
-        });
+        for (index, out_block) in out_blocks.enumerate() {
+            self.settings.instructions.run(FilterGradients::<V::FilterGradient, A> {
+                sums: &sums[index * CHANNELS * in_blocks.len()..],
+                stride,
+                layer: self.layer,
+                out_block,
+                in_blocks: in_blocks.clone(),
+                grad_weight,
+                transform: PhantomData,
+            });
+        }
     }
 
     /// V of one strip and block of input channels, to the planes' tiles from `first` on, which no other call has.
