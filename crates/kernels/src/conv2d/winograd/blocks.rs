@@ -1,5 +1,7 @@
 //! Sixteen channels side by side.
 
+use std::ops::Range;
+
 use crate::lanes::{Lanes, Vector, WIDTH};
 
 /// Channels that one [`Block`] holds: two vectors.
@@ -34,6 +36,11 @@ impl Block {
     pub(super) fn store<L: Lanes>(&mut self, half: usize, value: L) {
         value.store(&mut self.0.as_chunks_mut::<WIDTH>().0[half]);
     }
+}
+
+/// How many of `all` channels some blocks have.
+pub(super) fn channels(blocks: &Range<usize>, all: usize) -> usize {
+    all.min(blocks.end * CHANNELS) - blocks.start * CHANNELS
 }
 
 /// How many halves of a block of `channels` channels have any: the second half of up to eight is neither computed nor

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Settings;
-use super::blocks::{Block, CHANNELS};
+use super::blocks::{Block, CHANNELS, channels};
 use super::grid::{Grid, Layer};
 use super::points::Variant;
 use super::product::TileProducts;
@@ -71,21 +71,24 @@ pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A
 impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass<'_, V, M, IN, A> {
     fn by_tiles(&self) {
         let (in_blocks, out_blocks) = (self.layer.in_blocks(), self.layer.out_blocks());
-        let filters_stride = in_blocks * CHANNELS + SKEW;
+        let group = GROUP.min(out_blocks);
+        let groups = out_blocks.div_ceil(group);
+        let of_group = |index: usize| index * group..((index + 1) * group).min(out_blocks);
+        let filters_stride = group * in_blocks * CHANNELS + SKEW;
         let filters_len = A * A * filters_stride;
         let transform = |parallel| {
-            let mut filters = Scratch::take(out_blocks * filters_len);
+            let mut filters = Scratch::take(groups * filters_len);
             let shared = Shared::new(&mut filters);
-            for_each_task_if(parallel, out_blocks, |block| {
+            for_each_task_if(parallel, groups, |index| {
                 #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-                // SAFETY: each block of output channels has its own part.
-                let transformed = unsafe { shared.part(block * filters_len, filters_len) };
-                self.transform_filters(block, 0..in_blocks, filters_stride, transformed);
+                // SAFETY: each group of output channels has its own part.
+                let transformed = unsafe { shared.part(index * filters_len, filters_len) };
+                self.transform_filters(of_group(index), 0..in_blocks, filters_stride, transformed);
             });
             filters
         };
         let transformed = Prepared {
-            bytes: size_of::<Block>() * out_blocks * filters_len,
+            bytes: size_of::<Block>() * groups * filters_len,
             uses: self.grid.strips * self.grid.strip_tiles(),
         };
         // So many tiles per task that V and M stay in the second-level cache, or little more: that each task reads all the
@@ -95,7 +98,6 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let tasks = (strips * strip_tiles).div_ceil(wanted).max(4).next_multiple_of(2).min(strips);
         let tiles_stride = strips.div_ceil(tasks) * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;
-        let group = GROUP.min(out_blocks);
         let products_stride = group * tiles_stride + SKEW;
         transformed.for_each_task(tasks, transform, |filters, task| {
             let strips = task * strips / tasks..(task + 1) * strips / tasks;
@@ -107,8 +109,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                 }
             }
             let mut products = Scratch::take(A * A * products_stride);
-            for (index, filters) in filters.chunks(group * filters_len).enumerate() {
-                let blocks = index * group..index * group + filters.len() / filters_len;
+            for (index, filters) in filters.chunks_exact(filters_len).enumerate() {
+                let blocks = of_group(index);
                 self.settings.instructions.run_products(TileProducts {
                     planes: A * A,
                     values: &values,
@@ -118,7 +120,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                     filters,
                     filters_stride,
                     in_channels: self.layer.in_channels,
-                    out_channels: self.layer.out_channels - blocks.start * CHANNELS,
+                    out_channels: channels(&blocks, self.layer.out_channels),
                     products: &mut products,
                     products_stride,
                     add: false,
@@ -146,9 +148,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         // Eight tasks, where each then has two blocks or more.
         let group = (out_blocks / 8).clamp(2, GROUP).min(out_blocks);
         let products_stride = group * tiles_stride + SKEW;
-        let part = (limits.part_blocks * group).min(in_blocks);
-        let filters_stride = part * CHANNELS + SKEW;
-        let filters_len = A * A * filters_stride;
+        let part = limits.part_blocks.min(in_blocks);
+        let filters_stride = group * part * CHANNELS + SKEW;
         for_each_task_if(apart, self.grid.strips.div_ceil(at_once), |round| {
             let first = round * at_once;
             let strips = first..(first + at_once).min(self.grid.strips);
@@ -163,13 +164,11 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             };
             let convolve = |values: &Scratch, task: usize| {
                 let blocks = task * group..((task + 1) * group).min(out_blocks);
-                let mut filters = Scratch::take(blocks.len() * filters_len);
+                let mut filters = Scratch::take(A * A * filters_stride);
                 let mut products = Scratch::take(A * A * products_stride);
                 for first in (0..in_blocks).step_by(part) {
                     let in_blocks = first..(first + part).min(in_blocks);
-                    for (block, filters) in blocks.clone().zip(filters.chunks_exact_mut(filters_len)) {
-                        self.transform_filters(block, in_blocks.clone(), filters_stride, filters);
-                    }
+                    self.transform_filters(blocks.clone(), in_blocks.clone(), filters_stride, &mut filters);
                     self.settings.instructions.run_products(TileProducts {
                         planes: A * A,
                         values: &values[first * tiles_stride..],
@@ -178,8 +177,8 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
                         tiles: strips.len() * strip_tiles,
                         filters: &filters,
                         filters_stride,
-                        in_channels: self.layer.in_channels.min(in_blocks.end * CHANNELS) - first * CHANNELS,
-                        out_channels: self.layer.out_channels - blocks.start * CHANNELS,
+                        in_channels: channels(&in_blocks, self.layer.in_channels),
+                        out_channels: channels(&blocks, self.layer.out_channels),
                         products: &mut products,
                         products_stride,
                         add: first > 0,
@@ -198,17 +197,20 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         });
     }
 
-    /// U from some blocks of input channels to one block of output channels.
-    fn transform_filters(&self, block: usize, in_blocks: Range<usize>, stride: usize, transformed: &mut [Block]) {
-        self.settings.instructions.run(Filters::<V::Filter, A> {
-            weight: self.weight,
-            layer: self.layer,
-            block,
-            in_blocks,
-            transformed,
-            stride,
-            transform: PhantomData,
-        });
+    /// U from some blocks of input channels to some blocks of output channels: per plane (`stride`) blocks of output
+    /// channels.
+    fn transform_filters(&self, blocks: Range<usize>, in_blocks: Range<usize>, stride: usize, filters: &mut [Block]) {
+        for (index, block) in blocks.enumerate() {
+            self.settings.instructions.run(Filters::<V::Filter, A> {
+                weight: self.weight,
+                layer: self.layer,
+                block,
+                in_blocks: in_blocks.clone(),
+                transformed: &mut filters[index * in_blocks.len() * CHANNELS..],
+                stride,
+                transform: PhantomData,
+            });
+        }
     }
 
     /// V of one strip and one block of input channels; the strip is number `place` of those in `values`. No two calls

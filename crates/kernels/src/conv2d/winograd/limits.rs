@@ -20,7 +20,7 @@ pub(super) struct Limits {
     pub(super) own_round_tiles: usize,
     /// if their transforms are no more than this.
     pub(super) own_round_blocks: usize,
-    /// Blocks of input channels whose weights are transformed at a time there, for each block of output channels.
+    /// Blocks of input channels whose weights are transformed at a time there.
     pub(super) part_blocks: usize,
     /// Sums of the gradient of the weights that a task may have of its own, whatever its tiles,
     pub(super) own_sum_blocks: usize,
@@ -57,7 +57,7 @@ impl Limits {
         round_tiles: 256,
         own_round_tiles: 64,
         own_round_blocks: 6 * MEGABYTE,
-        part_blocks: 2,
+        part_blocks: 4,
         own_sum_blocks: MEGABYTE * 5 / 8,
         most_own_sum_blocks: 5 * MEGABYTE,
         tiles_of_own_sums: 512,

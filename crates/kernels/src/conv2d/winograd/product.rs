@@ -26,7 +26,8 @@ pub(super) struct TileProducts<'a> {
     pub(super) tiles_stride: usize,
     /// Tiles to compute, at most `tiles_stride`.
     pub(super) tiles: usize,
-    /// U: per block of output channels A×A planes (`filters_stride`) with a block for each input channel.
+    /// U: per plane (`filters_stride`) blocks of output channels, with a block for each channel of the blocks of input
+    /// channels.
     pub(super) filters: &'a [Block],
     pub(super) filters_stride: usize,
     /// Input channels, of as many blocks as they fill.
@@ -51,9 +52,9 @@ impl ProductStage for TileProducts<'_> {
             for first in (0..self.tiles).step_by(cached) {
                 let values = &values[first..];
                 let tiles = cached.min(self.tiles - first);
-                let filters = self.filters.chunks_exact(self.planes * self.filters_stride);
-                for (block, filters) in filters.enumerate() {
-                    let filters = &filters[plane * self.filters_stride..][..self.in_channels];
+                for block in 0..self.out_channels.div_ceil(CHANNELS) {
+                    let filters = plane * self.filters_stride + block * in_blocks * CHANNELS;
+                    let filters = &self.filters[filters..][..self.in_channels];
                     let products = plane * self.products_stride + block * self.tiles_stride + first;
                     let products = &mut self.products[products..][..tiles];
                     match halves(self.out_channels - block * CHANNELS) {

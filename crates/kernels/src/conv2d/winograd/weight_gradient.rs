@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::super::scratch::Buffer;
 use super::Settings;
-use super::blocks::{Block, CHANNELS};
+use super::blocks::{Block, CHANNELS, channels};
 use super::convolve::SKEW;
 use super::grid::{Grid, Layer};
 use super::limits::Limits;
@@ -51,11 +51,6 @@ fn order(gradients: usize, inputs: usize) -> Vec<(Side, usize)> {
         Side::Inputs => block * gradients.max(1),
     });
     order
-}
-
-/// How many of `all` channels some blocks have.
-fn channels(blocks: &Range<usize>, all: usize) -> usize {
-    all.min(blocks.end * CHANNELS) - blocks.start * CHANNELS
 }
 
 /// Some input channels of some strips.
