@@ -17,7 +17,7 @@ use super::grid::{Grid, Layer};
 use super::points::Variant;
 use super::product::TileProducts;
 use super::scratch::Scratch;
-use super::transform::{Filters, FromTiles, Maps, ToTiles, planes};
+use super::transform::{Filters, FromTiles, Maps, Planes, ToTiles};
 use crate::parallel::{Prepared, Shared, for_each_task_if};
 
 /// Blocks between two planes beyond what they hold: planes a power of two apart would fall on the same cache lines.
@@ -224,11 +224,9 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         tiles_stride: usize,
         place: usize,
     ) {
-        let tiles = self.grid.strip_tiles();
         let mut pixels = Scratch::take(A * self.grid.strip_width(IN));
-        #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-        // SAFETY: each (place, block) has its own part of each plane.
-        let planes = unsafe { planes(values, values_stride, block * tiles_stride + place * tiles, tiles) };
+        // Each (place, block) has its own part of each plane.
+        let first = block * tiles_stride + place * self.grid.strip_tiles();
         self.settings.instructions.run(ToTiles::<V::Input, IN, A> {
             maps: Maps { data: self.x, channels: self.layer.in_channels, size: self.layer.in_size },
             padding: self.layer.padding,
@@ -238,7 +236,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             strip: self.grid.strip(strip),
             block,
             pixels: &mut pixels,
-            planes,
+            planes: Planes { blocks: *values, stride: values_stride, first },
             transform: PhantomData,
         });
     }

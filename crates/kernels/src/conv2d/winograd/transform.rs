@@ -15,22 +15,12 @@ use crate::lanes::{Lanes, Stage, WIDTH};
 use crate::parallel::Shared;
 use crate::prefetch::prefetch;
 
-/// One slice of tiles for each of the A×A values that a transformed tile has.
-pub(super) type Planes<'a, const A: usize> = [[&'a mut [Block]; A]; A];
-
-/// The planes' parts `first..first + tiles`, where plane (i, j) starts at (i·A + j)·`stride`.
-///
-/// # Safety
-/// As [`Shared::part`]: nobody else holds these parts.
-#[allow(unsafe_code, reason = "hands the caller's proof on to Shared::part")]
-pub(super) unsafe fn planes<'a, const A: usize>(
-    blocks: &Shared<'a, Block>,
-    stride: usize,
-    first: usize,
-    tiles: usize,
-) -> Planes<'a, A> {
-    // SAFETY: by the caller's contract; the parts differ because the stride is larger than the tiles of a plane.
-    std::array::from_fn(|i| std::array::from_fn(|j| unsafe { blocks.part((i * A + j) * stride + first, tiles) }))
+/// Where transformed tiles go: plane (i, j), of A×A, starts at (i·A + j)·`stride`, and the tiles at `first` in each.
+#[derive(Clone, Copy)]
+pub(super) struct Planes<'a> {
+    pub(super) blocks: Shared<'a, Block>,
+    pub(super) stride: usize,
+    pub(super) first: usize,
 }
 
 /// An NCHW tensor.
@@ -72,8 +62,8 @@ pub(super) struct ToTiles<'a, T, const IN: usize, const A: usize> {
     pub(super) block: usize,
     /// Work memory: A rows of `grid.strip_width(IN)`.
     pub(super) pixels: &'a mut [Block],
-    /// The result: `grid.strip_tiles()` tiles.
-    pub(super) planes: Planes<'a, A>,
+    /// The result: `grid.strip_tiles()` tiles, which no other stage that runs meanwhile writes to.
+    pub(super) planes: Planes<'a>,
     pub(super) transform: PhantomData<T>,
 }
 
@@ -84,11 +74,13 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
     fn transform<L: Lanes, const HALVES: usize>(self, width: usize, step: usize) {
         let (segment, tiles) = (self.grid.segment, self.grid.strip_tiles());
         assert!(width == ((segment - 1) * self.tile + IN) * step && tiles == segment * step);
-        assert!(IN <= A && self.pixels.len() >= A * width);
+        assert!(IN <= A && self.pixels.len() == A * width);
         // SAFETY: IN and A rows of `width` pixels are there.
         unsafe { down::<L, T, IN, A, HALVES>(self.pixels, width) };
-        for (planes, pixels) in self.planes.into_iter().zip(self.pixels.chunks_exact(width)) {
-            let planes = planes.map(|plane| &mut plane[..tiles]);
+        let Planes { blocks, stride, first } = self.planes;
+        // As far as the last plane's tiles.
+        let planes = blocks.after(first).pointer((A * A - 1) * stride + tiles);
+        for (i, pixels) in self.pixels.chunks_exact(width).enumerate().take(A) {
             for phase in 0..step {
                 for tile in 0..segment {
                     let (corner, to) = (tile * self.tile * step + phase, phase * segment + tile);
@@ -100,8 +92,8 @@ impl<T: Linear<IN, A>, const IN: usize, const A: usize> ToTiles<'_, T, IN, A> {
                         }
                         let row = T::apply(row);
                         for j in 0..A {
-                            // SAFETY: `to` is less than the strip's tiles.
-                            unsafe { store_at(planes[j], to, half, row[j]) };
+                            // SAFETY: `to` is less than the strip's tiles, and those of each plane are nobody else's.
+                            unsafe { (*planes.add((i * A + j) * stride + to)).store(half, row[j]) };
                         }
                     }
                 }

@@ -22,7 +22,7 @@ use super::limits::Limits;
 use super::points::Variant;
 use super::product::FilterSums;
 use super::scratch::Scratch;
-use super::transform::{FilterGradients, Maps, ToTiles, planes};
+use super::transform::{FilterGradients, Maps, Planes, ToTiles};
 use crate::parallel::{Prepared, Shared, for_each_task, for_each_task_if};
 
 /// Elements of the gradient that a task adds up, at least.
@@ -426,9 +426,6 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
     /// V of one strip and block of input channels, to the planes' tiles from `first` on, which no other call has.
     fn transform_inputs(&self, strip: usize, block: usize, values: &Shared<'_, Block>, stride: usize, first: usize) {
         let mut pixels = Scratch::take(A * self.grid.strip_width(IN));
-        #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-        // SAFETY: each (strip, block) has its own tiles.
-        let planes = unsafe { planes(values, stride, first, self.grid.strip_tiles()) };
         self.settings.instructions.run(ToTiles::<V::Input, IN, A> {
             maps: Maps { data: self.x, channels: self.layer.in_channels, size: self.layer.in_size },
             padding: self.layer.padding,
@@ -438,7 +435,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             strip: self.grid.strip(strip),
             block,
             pixels: &mut pixels,
-            planes,
+            planes: Planes { blocks: *values, stride, first },
             transform: PhantomData,
         });
     }
@@ -446,9 +443,6 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
     /// ∂M of one strip and block of output channels, as `transform_inputs`.
     fn transform_gradients(&self, strip: usize, block: usize, to: &Shared<'_, Block>, stride: usize, first: usize) {
         let mut pixels = Scratch::take(A * self.grid.strip_width(M));
-        #[allow(unsafe_code, reason = "tasks write disjoint parts")]
-        // SAFETY: each (strip, block) has its own tiles.
-        let planes = unsafe { planes(to, stride, first, self.grid.strip_tiles()) };
         self.settings.instructions.run(ToTiles::<V::OutputGradient, M, A> {
             maps: Maps { data: self.grad_y, channels: self.layer.out_channels, size: self.layer.out_size },
             padding: [0, 0],
@@ -458,7 +452,7 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
             strip: self.grid.strip(strip),
             block,
             pixels: &mut pixels,
-            planes,
+            planes: Planes { blocks: *to, stride, first },
             transform: PhantomData,
         });
     }
