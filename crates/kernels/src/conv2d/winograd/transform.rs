@@ -194,19 +194,16 @@ impl<T: Linear<A, M>, const A: usize, const M: usize> FromTiles<'_, T, A, M> {
         let (segment, tiles) = (self.grid.segment, self.grid.strip_tiles());
         assert!(width == segment * M * step && tiles == segment * step);
         assert!(M <= A && self.pixels.len() >= A * width);
+        let planes = &self.products[self.first..][..(A * A - 1) * self.stride + tiles];
         for (i, pixels) in self.pixels.chunks_exact_mut(width).take(A).enumerate() {
-            let mut planes = [&self.products[..0]; A];
-            for j in 0..A {
-                planes[j] = &self.products[(i * A + j) * self.stride + self.first..][..tiles];
-            }
             for phase in 0..step {
                 for tile in 0..segment {
                     let (corner, from) = (tile * M * step + phase, phase * segment + tile);
                     for half in 0..HALVES {
                         let mut row = [L::zero(); A];
                         for j in 0..A {
-                            // SAFETY: `from` is less than the strip's tiles.
-                            row[j] = unsafe { load_at(planes[j], from, half) };
+                            // SAFETY: `from` is less than the strip's tiles, which are there in the last plane.
+                            row[j] = unsafe { load_at(planes, (i * A + j) * self.stride + from, half) };
                         }
                         let row = T::apply(row);
                         for j in 0..M {
