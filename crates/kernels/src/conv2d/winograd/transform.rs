@@ -407,10 +407,12 @@ impl<T: Linear<A, 3>, const A: usize> Stage for FilterGradients<'_, T, A> {
                         row[j].store(&mut taps[3 * i + j]);
                     }
                 }
-                for (channel, filter) in gradients.chunks_exact_mut(9).enumerate() {
-                    for tap in 0..9 {
-                        filter[tap] = taps[tap][channel];
-                    }
+                let [first @ .., last] = &taps;
+                let columns = L::load_columns(first.each_ref());
+                for (channel, filter) in gradients.as_chunks_mut::<9>().0.iter_mut().enumerate() {
+                    let [first @ .., ninth] = filter;
+                    columns[channel].store(first);
+                    *ninth = last[channel];
                 }
             }
         }
