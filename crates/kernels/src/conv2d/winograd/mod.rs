@@ -16,10 +16,11 @@
 //!   channels exchanged, and 2·dilation − padding zeros around ([`convolve`]);
 //! * gradient of the weights: the adjoint ∂g = Gᵀ [Σ over tiles (A ∂Y Aᵀ) ⊙ (Bᵀ d B)] G ([`weight_gradient`]).
 //!
-//! Channels come in blocks of 16, one cache line. V is \[place\]\[channel block\]\[tile\], U is
-//! \[output block\]\[place\]\[input channel\], M is \[place\]\[tile\] for one output block; each step reads and writes
-//! whole blocks, so the products need no packing. What fills up a block beyond the last channel is in no sum that is
-//! kept.
+//! Channels come in blocks of 16, one cache line. V is \[place\]\[channel block\]\[tile\]; of some output blocks, U is
+//! \[place\]\[output block\]\[input channel\] and M \[place\]\[output block\]\[tile\]. Each step reads and writes whole
+//! blocks, so the products need no packing, and goes through memory in order: a processor guesses the next address from the
+//! last ones, and what it asks for beyond the end may be another thread's. What fills up a block beyond the last channel is
+//! in no sum that is kept.
 //!
 //! Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. Differs from it: the points
 //! of F(4,3), the gradient of the weights (they use F(3,4)), dilation.
