@@ -89,7 +89,7 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// More is made once for all threads: a cache that they have in common holds it once.
-    const MOST_BYTES: usize = 4 << 20;
+    pub(crate) const MOST_BYTES: usize = 5 << 20;
     /// Uses for each thread but the first that make up for making it once more.
     const USES: usize = 16;
 

@@ -139,8 +139,10 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let threads = rayon::current_num_threads();
         let rounds = |strips: usize| (limits.round_tiles / strip_tiles).clamp(1, strips);
         let own = rounds(self.grid.strips.div_ceil(threads));
-        let apart = self.grid.strips * strip_tiles >= limits.own_round_tiles * threads
-            && A * A * in_blocks * own * strip_tiles <= limits.own_round_blocks;
+        let tiles = self.grid.strips * strip_tiles;
+        let for_each_thread = size_of::<Block>() * A * A * in_blocks * tiles <= Prepared::MOST_BYTES;
+        let least = if for_each_thread { limits.own_round_tiles } else { limits.least_own_round_tiles };
+        let apart = tiles >= least * threads && A * A * in_blocks * own * strip_tiles <= limits.own_round_blocks;
         let at_once = if apart { own } else { rounds(self.grid.strips) };
         let tiles_stride = at_once * strip_tiles;
         let values_stride = in_blocks * tiles_stride + SKEW;

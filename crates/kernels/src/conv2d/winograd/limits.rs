@@ -16,8 +16,10 @@ pub(super) struct Limits {
     pub(super) held_filter_blocks: usize,
     /// Tiles whose transforms are held at once where those of the weights are not, which are made again for each round.
     pub(super) round_tiles: usize,
-    /// Tiles for each thread from which on it takes rounds of its own,
+    /// Tiles for each thread from which on it takes rounds of its own, and those where threads would otherwise share the
+    /// transforms of all,
     pub(super) own_round_tiles: usize,
+    pub(super) least_own_round_tiles: usize,
     /// if their transforms are no more than this.
     pub(super) own_round_blocks: usize,
     /// Blocks of input channels whose weights are transformed at a time there.
@@ -30,8 +32,10 @@ pub(super) struct Limits {
     pub(super) tiles_of_own_sums: usize,
     /// and transformed tiles of inputs and gradients that it then holds at once.
     pub(super) own_tile_blocks: usize,
-    /// Tiles of a pass up to which each task takes all of them, and some channels.
+    /// Tiles of a pass up to which each task takes all of them, and some channels; where it could have sums of its own
+    /// instead, this many for each block of channels that tasks share out.
     pub(super) channel_tiles: usize,
+    pub(super) channel_tiles_per_block: usize,
     /// Sums of a pass up to which each half of its tiles has its own, if its transformed tiles are no more than that.
     pub(super) halved_sum_blocks: usize,
     pub(super) half_tile_blocks: usize,
@@ -56,6 +60,7 @@ impl Limits {
         held_filter_blocks: 16 * MEGABYTE,
         round_tiles: 256,
         own_round_tiles: 64,
+        least_own_round_tiles: 32,
         own_round_blocks: 6 * MEGABYTE,
         part_blocks: 4,
         own_sum_blocks: MEGABYTE * 5 / 8,
@@ -63,6 +68,7 @@ impl Limits {
         tiles_of_own_sums: 512,
         own_tile_blocks: MEGABYTE * 3 / 4,
         channel_tiles: 256,
+        channel_tiles_per_block: 64,
         halved_sum_blocks: 10 * MEGABYTE,
         half_tile_blocks: 10 * MEGABYTE,
         gradient_round_blocks: 3 * MEGABYTE,
@@ -80,6 +86,7 @@ impl Limits {
         held_filter_blocks: 0,
         round_tiles: 5,
         own_round_tiles: 0,
+        least_own_round_tiles: 0,
         own_round_blocks: usize::MAX,
         part_blocks: 1,
         own_sum_blocks: 0,
@@ -87,6 +94,7 @@ impl Limits {
         tiles_of_own_sums: 5,
         own_tile_blocks: 0,
         channel_tiles: 0,
+        channel_tiles_per_block: 0,
         halved_sum_blocks: usize::MAX,
         half_tile_blocks: usize::MAX,
         gradient_round_blocks: 0,

@@ -94,10 +94,11 @@ pub(super) fn run<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A
         grad_weight: Shared::new(grad_weight),
         variant: PhantomData,
     };
-    if pass.own_sums() {
-        pass.by_strips();
-    } else if pass.grid.strips * pass.grid.strip_tiles() <= settings.limits.channel_tiles {
+    let own_sums = pass.own_sums();
+    if pass.few_tiles(own_sums) {
         pass.by_channels();
+    } else if own_sums {
+        pass.by_strips();
     } else {
         pass.by_filters();
     }
@@ -111,6 +112,15 @@ impl<V: Variant<M, IN, A>, const M: usize, const IN: usize, const A: usize> Pass
         let tiles = (in_blocks + out_blocks) * self.grid.strips * self.grid.strip_tiles() / self.tasks();
         let Limits { own_sum_blocks, most_own_sum_blocks, .. } = self.settings.limits;
         A * A * sums <= own_sum_blocks || (A * A * sums <= most_own_sum_blocks && 3 * tiles >= 4 * sums)
+    }
+
+    /// Whether tasks take channels: there are few tiles, and where the sums could be a task's own, so few that it costs less to
+    /// make the transforms of one side twice than to make, transform and add several sums.
+    fn few_tiles(&self, own_sums: bool) -> bool {
+        let tiles = self.grid.strips * self.grid.strip_tiles();
+        let more = self.layer.in_blocks().max(self.layer.out_blocks());
+        let Limits { channel_tiles, channel_tiles_per_block, .. } = self.settings.limits;
+        tiles <= channel_tiles && (!own_sums || (more > 1 && tiles <= channel_tiles_per_block * more))
     }
 
     /// Tasks with sums of their own.
